@@ -1,0 +1,160 @@
+"""Arrays in, arrays out: every check of an array, and every allocation, is here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["images", "matrix", "result", "same_dtype", "vector"]
+
+Array = np.ndarray[Any, Any]
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def floats(x: Any, name: str, ndims: tuple[int, ...], axes: str) -> Array:
+    """Return `x` if it is a float32 or float64 array with one of these ranks."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{name} must be a numpy array, got {type(x).__name__}; "
+            "convert it with numpy.asarray"
+        )
+    if x.dtype not in FLOATS:
+        hint = f"{name}.astype(numpy.float32)"
+        if x.dtype == np.uint8:
+            hint += " / 255"
+        raise TypeError(
+            f"{name} must be float32 or float64, got {x.dtype}; convert it, e.g. {hint}"
+        )
+    if not x.dtype.isnative:
+        raise TypeError(
+            f"{name} must have the machine's byte order, got {x.dtype.str}; "
+            f"convert it with {name}.astype({x.dtype.name!r})"
+        )
+    if x.ndim not in ndims:
+        raise ValueError(f"{name} must have axes {axes}, got shape {x.shape}")
+    if not x.flags.aligned or any(step % x.itemsize for step in x.strides):
+        x = x.copy()  # e.g. a field of a packed record
+    return x
+
+
+def images(x: Any, name: str) -> tuple[Array, bool]:
+    """Return `x` as (N, C, H, W), and whether it was one image (C, H, W)."""
+    x = floats(x, name, (3, 4), "(N, C, H, W) or (C, H, W)")
+    if x.ndim == 3:
+        return x[None], True
+    return x, False
+
+
+def matrix(x: Any, name: str, axes: str) -> Array:
+    return floats(x, name, (2,), axes)
+
+
+def vector(x: Any, name: str, size: int, rule: str) -> Array:
+    x = floats(x, name, (1,), "(size,)")
+    if x.shape[0] != size:
+        raise ValueError(f"{name} has {x.shape[0]} values, {rule}")
+    return np.ascontiguousarray(x)
+
+
+def same_dtype(x: Array, name: str, /, **others: Array | None) -> None:
+    """Everything in one call has one dtype."""
+    for other, array in others.items():
+        if array is not None and array.dtype is not x.dtype and array.dtype != x.dtype:
+            raise TypeError(
+                f"{other} is {array.dtype} but {name} is {x.dtype}; one call has one "
+                f"dtype, convert with {other}.astype({name}.dtype)"
+            )
+
+
+def is_channels_last(x: Array) -> bool:
+    """Whether channels are closer in memory than pixels (N, C, H, W logical)."""
+    if x.flags.c_contiguous:
+        return False
+    _, step_c, step_h, step_w = x.strides
+    if x.shape[1] == 1:
+        return False
+    if x.shape[3] > 1:
+        return abs(step_c) < abs(step_w)
+    return x.shape[2] > 1 and abs(step_c) < abs(step_h)
+
+
+def empty(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> Array:
+    """New (N, C, H, W) array in either memory order."""
+    if channels_last:
+        n, c, h, w = shape
+        return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+    return np.empty(shape, dtype)
+
+
+def result(
+    out: Any,
+    shape: tuple[int, ...],
+    like: Array,
+    single: bool = False,
+    /,
+    **inputs: Array | None,
+) -> Array:
+    """Return the array (N, C, H, W) to write to: `out` once checked, or a new one.
+
+    A new one has the dtype and the memory order of `like`.
+    """
+    if out is None:
+        return empty(shape, like.dtype, is_channels_last(like))
+    wanted = shape[1:] if single else shape
+    check_out(out, wanted, like.dtype, **inputs)
+    return out[None] if single else out
+
+
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: Any, /, **inputs: Any
+) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, got {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must be {dtype} as the inputs, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    if not out.flags.aligned or any(step % out.itemsize for step in out.strides):
+        raise ValueError("out must be aligned to its dtype")
+    if _overlaps_itself(out):
+        raise ValueError("out must not overlap itself: its elements share memory")
+    for name, array in inputs.items():
+        if isinstance(array, np.ndarray) and _overlap(out, array):
+            raise ValueError(f"out must not overlap {name}")
+
+
+def _overlaps_itself(x: Array) -> bool:
+    reach = 0  # bytes that the axes so far span
+    axes = sorted(
+        (abs(step), size) for step, size in zip(x.strides, x.shape, strict=True)
+    )
+    for step, size in axes:
+        if size > 1:
+            if step <= reach:
+                return True
+            reach += step * (size - 1)
+    return False
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except Exception:  # too hard to tell: be safe
+        return True
+
+
+def dense(x: Array) -> Array:
+    """`x` itself if its rows or its pixels have no gaps, else a copy."""
+    step = x.itemsize
+    if x.strides[1 if is_channels_last(x) else 3] == step:
+        return x
+    if is_channels_last(x):
+        copy = empty(x.shape, x.dtype, True)
+        copy[...] = x
+        return copy
+    return np.ascontiguousarray(x)

@@ -1,0 +1,302 @@
+"""All size arithmetic, done once for a forward pass and every backward of it.
+
+A geometry is an immutable tuple of plain integers. It is built and validated
+here, cached, and handed as it is to the compiled passes, which trust it.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+__all__ = ["ConvGeometry", "PoolGeometry", "checked_size", "pair"]
+
+# Half of the address space, in elements of the widest dtype: products of sizes
+# below this bound cannot overflow Py_ssize_t, not even in bytes.
+MAX_ELEMENTS = 2**59
+
+
+def checked_size(value: Any, name: str, minimum: int = 0) -> int:
+    """Return `value` as an int that is at least `minimum`, or say what is wrong."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, got {value!r} of type {type(value).__name__}"
+        ) from None
+    if size < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {size}")
+    if size >= MAX_ELEMENTS:
+        raise ValueError(f"{name} is too large: {size}")
+    return size
+
+
+def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
+    """Return `value`, an int or a pair of ints, as (vertical, horizontal)."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be an int or a pair (h, w), got {value!r}")
+        return (
+            checked_size(value[0], f"{name}[0]", minimum),
+            checked_size(value[1], f"{name}[1]", minimum),
+        )
+    size = checked_size(value, name, minimum)
+    return size, size
+
+
+def _shape(shape: Any, name: str, axes: str) -> tuple[int, ...]:
+    """Return a shape of len(axes) sizes; only the batch axis may be empty."""
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a shape ({', '.join(axes)}), got {shape!r}"
+        ) from None
+    if len(sizes) != len(axes):
+        raise ValueError(
+            f"{name} must have {len(axes)} axes ({', '.join(axes)}), got {sizes}"
+        )
+    checked = tuple(
+        checked_size(size, f"{name}[{i}]", 0 if axes[i] == "N" else 1)
+        for i, size in enumerate(sizes)
+    )
+    _check_product(checked, name)
+    return checked
+
+
+def _check_product(shape: tuple[int, ...], name: str) -> None:
+    product = 1
+    for size in shape:
+        product *= max(size, 1)
+    if product >= MAX_ELEMENTS:
+        raise ValueError(f"{name} is too large: {shape} has {product} elements")
+
+
+def _padding(
+    padding: Any,
+    size: tuple[int, int],
+    extent: tuple[int, int],
+    stride: tuple[int, int],
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return ((top, bottom), (left, right)); `extent` is the dilated kernel."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if padding not in ("same", "same_lower"):
+            raise ValueError(
+                "padding must be an int, (h, w), ((top, bottom), (left, right)), "
+                f"'valid', 'same' or 'same_lower', got {padding!r}"
+            )
+        sides = []
+        for i in range(2):
+            out = -(-size[i] // stride[i])
+            total = max((out - 1) * stride[i] + extent[i] - size[i], 0)
+            less, more = total // 2, total - total // 2
+            sides.append((less, more) if padding == "same" else (more, less))
+        return sides[0], sides[1]
+    if isinstance(padding, (tuple, list)) and len(padding) == 2:
+        vertical, horizontal = padding
+        return (
+            pair(vertical, "padding[0]", 0),
+            pair(horizontal, "padding[1]", 0),
+        )
+    if isinstance(padding, (tuple, list)):
+        raise ValueError(
+            "padding must be an int, (h, w), ((top, bottom), (left, right)), "
+            f"'valid', 'same' or 'same_lower', got {padding!r}"
+        )
+    both = checked_size(padding, "padding", 0)
+    return (both, both), (both, both)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(v) for v in value) if isinstance(value, list) else value
+
+
+class ConvGeometry(NamedTuple):
+    """Sizes of one 2-D convolution: images (n, c, h, w), filters (k, c/groups, r, s)."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+    r: int
+    s: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    dilation_w: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    groups: int
+    out_h: int
+    out_w: int
+
+    @classmethod
+    def of(
+        cls,
+        x_shape: Any,
+        weight_shape: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: Any = 1,
+    ) -> ConvGeometry:
+        """Return the geometry of a convolution, or raise TypeError or ValueError."""
+        try:
+            return _conv_geometry(
+                x_shape, weight_shape, stride, padding, dilation, groups
+            )
+        except TypeError as error:
+            if "unhashable" not in str(error):
+                raise
+        arguments = (x_shape, weight_shape, stride, padding, dilation, groups)
+        return _conv_geometry.__wrapped__(*map(_hashable, arguments))
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.k, self.c // self.groups, self.r, self.s
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.k, self.out_h, self.out_w
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the direct sum, the unit of every speed we state."""
+        taps = self.c // self.groups * self.r * self.s
+        return self.n * self.k * self.out_h * self.out_w * taps
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups):
+    n, c, h, w = _shape(x_shape, "x_shape", "NCHW")
+    k, c_group, r, s = _shape(weight_shape, "weight_shape", "KCRS")
+    stride_h, stride_w = pair(stride, "stride")
+    dilation_h, dilation_w = pair(dilation, "dilation")
+    groups = checked_size(groups, "groups", 1)
+    if c % groups or k % groups:
+        raise ValueError(
+            f"groups={groups} must divide the {c} input and the {k} output channels"
+        )
+    if c_group != c // groups:
+        raise ValueError(
+            f"weight has {c_group} input channels, x has {c} with groups={groups}"
+        )
+    extent = dilation_h * (r - 1) + 1, dilation_w * (s - 1) + 1
+    (top, bottom), (left, right) = _padding(
+        padding, (h, w), extent, (stride_h, stride_w)
+    )
+    if extent[0] > h + top + bottom or extent[1] > w + left + right:
+        raise ValueError(
+            f"the kernel covers {extent[0]}x{extent[1]} pixels, more than the padded "
+            f"image of {h + top + bottom}x{w + left + right}"
+        )
+    out_h = (h + top + bottom - extent[0]) // stride_h + 1
+    out_w = (w + left + right - extent[1]) // stride_w + 1
+    _check_product((n, k, out_h, out_w), "the output")
+    return ConvGeometry(
+        n, c, h, w, k, r, s, stride_h, stride_w, dilation_h, dilation_w,
+        top, bottom, left, right, groups, out_h, out_w,
+    )  # fmt: skip
+
+
+class PoolGeometry(NamedTuple):
+    """Sizes of one 2-D pooling: images (n, c, h, w), windows of r x s pixels."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    r: int
+    s: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    dilation_w: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    out_h: int
+    out_w: int
+
+    @classmethod
+    def of(
+        cls,
+        x_shape: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+    ) -> PoolGeometry:
+        """Return the geometry of a pooling, or raise TypeError or ValueError.
+
+        `stride=None` means the kernel size.
+        """
+        try:
+            return _pool_geometry(
+                x_shape, kernel_size, stride, padding, dilation, ceil_mode
+            )
+        except TypeError as error:
+            if "unhashable" not in str(error):
+                raise
+        arguments = (x_shape, kernel_size, stride, padding, dilation, ceil_mode)
+        return _pool_geometry.__wrapped__(*map(_hashable, arguments))
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.out_h, self.out_w
+
+
+def _pooled(size: int, pad: int, extent: int, stride: int, before: int, ceil: bool):
+    """Number of windows along one axis; `pad` is both sides, `before` the first."""
+    out = (size + pad - extent + (stride - 1 if ceil else 0)) // stride + 1
+    if ceil and (out - 1) * stride >= size + before:
+        out -= 1  # the last window would start in the padding after the image
+    return out
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    n, c, h, w = _shape(x_shape, "x_shape", "NCHW")
+    r, s = pair(kernel_size, "kernel_size")
+    stride_h, stride_w = (r, s) if stride is None else pair(stride, "stride")
+    dilation_h, dilation_w = pair(dilation, "dilation")
+    extent = dilation_h * (r - 1) + 1, dilation_w * (s - 1) + 1
+    (top, bottom), (left, right) = _padding(
+        padding, (h, w), extent, (stride_h, stride_w)
+    )
+    if 2 * max(top, bottom) > extent[0] or 2 * max(left, right) > extent[1]:
+        # a window could lie in the padding alone, and would have no winner
+        raise ValueError(
+            f"padding must be at most half of the kernel, {extent[0]}x{extent[1]} "
+            f"pixels with dilation, got (({top}, {bottom}), ({left}, {right}))"
+        )
+    out_h = _pooled(h, top + bottom, extent[0], stride_h, top, bool(ceil_mode))
+    out_w = _pooled(w, left + right, extent[1], stride_w, left, bool(ceil_mode))
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"the kernel covers {extent[0]}x{extent[1]} pixels, more than the padded "
+            f"image of {h + top + bottom}x{w + left + right}"
+        )
+    _check_product((n, c, out_h, out_w), "the output")
+    return PoolGeometry(
+        n, c, h, w, r, s, stride_h, stride_w, dilation_h, dilation_w,
+        top, bottom, left, right, out_h, out_w,
+    )  # fmt: skip

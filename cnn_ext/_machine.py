@@ -1,0 +1,70 @@
+"""The machine: number of threads, kernel set, and what this build is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+import numpy as np
+
+from . import _runtime
+from ._geometry import checked_size
+from ._version import __version__
+
+__all__ = ["get_num_threads", "set_num_threads", "show_config"]
+
+
+def _default_threads() -> int:
+    """CNN_EXT_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs we may run on."""
+    for name in ("CNN_EXT_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(name, "").split(",")[0].strip()
+        if text.isdecimal() and int(text) >= 1:
+            return min(int(text), 1024)
+        if text and name == "CNN_EXT_NUM_THREADS":
+            raise ValueError(f"{name} must be an integer of at least 1, got {text!r}")
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_num_threads(threads: int) -> None:
+    """Set the number of threads that operators use, from the next call on.
+
+    Results do not depend on it: work is split by shape, never by threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `threads` is not an integer from 1 to 1024.
+    """
+    count = checked_size(threads, "threads", 1)
+    if count > 1024:
+        raise ValueError(f"threads must be at most 1024, got {count}")
+    _runtime.set_threads(count)
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that operators use."""
+    return int(_runtime.get_threads())
+
+
+def show_config() -> str:
+    """Return what runs here: version, kernel set, CPU features, threads."""
+    openmp = _runtime.openmp_version()
+    lines = {
+        "cnn_ext": __version__,
+        "kernel set": f"{_runtime.kernel_set()} (of {', '.join(_runtime.kernel_sets())})",
+        "CPU features": _runtime.cpu_features(),
+        "threads": f"{get_num_threads()}",
+        "OpenMP": f"{openmp}" if openmp else "no, built for one thread",
+        "debug build": "yes" if _runtime.is_debug_build() else "no",
+        "numpy": np.__version__,
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+set_num_threads(_default_threads())

@@ -1,0 +1,238 @@
+"""Convolution: the forward pass beside its three backward passes.
+
+Every function takes the sizes of a ConvGeometry and arrays that Python has checked,
+and overwrites its result. Weights and biases are contiguous.
+"""
+
+from cnn_ext import _runtime
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdlib cimport free, malloc
+
+from correlate cimport correlate, correlation
+from boxes cimport tap_list
+from geometry cimport (
+    Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
+)
+from kernels cimport (
+    CNN_LINEAR, CNN_RELU, CNN_RUNTIME, cnn_kernels, cnn_runtime, isize, kernels_for,
+)
+from weight_gradient cimport sum_channels, weight_gradient, gradient_of_weight
+
+cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
+    _runtime.runtime, CNN_RUNTIME)
+
+
+cdef struct tap_tables:
+    isize *memory
+    isize *dy
+    isize *dx
+    isize *row
+    isize *row_dy
+    isize *order
+
+
+cdef int make_tables(tap_tables *t, isize taps) noexcept nogil:
+    t.memory = <isize *> malloc(5 * max(taps, 1) * sizeof(isize))
+    if t.memory == NULL:
+        return -1
+    t.dy = t.memory
+    t.dx = t.dy + taps
+    t.row = t.dx + taps
+    t.row_dy = t.row + taps
+    t.order = t.row_dy + taps
+    return 0
+
+
+cdef void list_taps(
+    tap_list *taps, tap_tables *t, const conv_geometry *g,
+    isize phase_y, isize phase_x, bint backward,
+) noexcept nogil:
+    """List the taps of a forward pass, or of one phase of its adjoint.
+
+    Forward: dy = r*dilation - top. Backward, for the input rows phase, phase +
+    stride, ...: the outputs at dy = (phase + top - r*dilation) / stride, if whole.
+    """
+    cdef isize r, s, q, rr, ss, up, left, count = 0, in_row = 0, rows = 0
+    cdef bint side_by_side = True
+    for q in range(g.r * g.s):
+        t.order[q] = -1
+    for rr in range(g.r):
+        # backwards r gives rising dy
+        r = g.r - 1 - rr if backward else rr
+        up = r * g.dilation_h - g.top
+        if backward:
+            up = phase_y - up
+            if up % g.stride_h:
+                continue
+            up //= g.stride_h
+        in_row = 0
+        for ss in range(g.s):
+            s = g.s - 1 - ss if backward else ss
+            left = s * g.dilation_w - g.left
+            if backward:
+                left = phase_x - left
+                if left % g.stride_w:
+                    continue
+                left //= g.stride_w
+            t.dy[count] = up
+            t.dx[count] = left
+            t.row[count] = rows
+            t.order[r * g.s + s] = count
+            if in_row > 0 and left != t.dx[count - 1] + 1:
+                side_by_side = False
+            in_row += 1
+            count += 1
+        if in_row > 0:
+            t.row_dy[rows] = up
+            rows += 1
+    taps.count, taps.rows = count, rows
+    taps.wide = count // rows if rows > 0 and side_by_side else 1
+    taps.dy, taps.dx, taps.row, taps.row_dy = t.dy, t.dx, t.row, t.row_dy
+    taps.dy_min = taps.dy_max = taps.dx_min = taps.dx_max = 0
+    if count > 0:
+        taps.dy_min, taps.dy_max = t.dy[0], t.dy[count - 1]
+        taps.dx_min, taps.dx_max = t.dx[0], t.dx[count - 1]
+    taps.sy = taps.sx = 1
+    if not backward:
+        taps.sy, taps.sx = g.stride_h, g.stride_w
+
+
+cdef int run_forward(
+    const conv_geometry *g, image x, const char *weight, const char *bias, image y,
+    int activation,
+) noexcept nogil:
+    cdef tap_tables tables
+    cdef correlation c
+    cdef int failed
+    if make_tables(&tables, g.r * g.s):
+        return -1
+    list_taps(&c.taps, &tables, g, 0, 0, False)
+    c.src, c.dst = x, y
+    c.groups, c.depth, c.outs = g.groups, g.c // g.groups, g.k // g.groups
+    c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
+    c.transposed = False
+    c.bias, c.activation = bias, activation
+    failed = correlate(runtime, &c)
+    free(tables.memory)
+    return failed
+
+
+cdef int run_backward_input(
+    const conv_geometry *g, image grad_y, const char *weight, image grad_x
+) noexcept nogil:
+    """Each of the stride_h * stride_w phases of grad_x is a plain correlation."""
+    cdef tap_tables tables
+    cdef correlation c
+    cdef isize py, px
+    cdef int failed = 0
+    if make_tables(&tables, g.r * g.s):
+        return -1
+    for py in range(min(g.stride_h, g.h)):
+        for px in range(min(g.stride_w, g.w)):
+            list_taps(&c.taps, &tables, g, py, px, True)
+            c.src, c.dst = grad_y, grad_x
+            c.dst.data += grad_x.itemsize * (
+                py * grad_x.step_h + px * grad_x.step_w)
+            c.dst.h = (g.h - py + g.stride_h - 1) // g.stride_h
+            c.dst.w = (g.w - px + g.stride_w - 1) // g.stride_w
+            c.dst.step_h *= g.stride_h
+            c.dst.step_w *= g.stride_w
+            c.groups, c.depth, c.outs = g.groups, g.k // g.groups, g.c // g.groups
+            c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
+            c.transposed = True
+            c.bias, c.activation = NULL, CNN_LINEAR
+            failed |= correlate(runtime, &c)
+    free(tables.memory)
+    return failed
+
+
+cdef int run_backward_weight(
+    const conv_geometry *g, image grad_y, image x, char *grad_weight
+) noexcept nogil:
+    cdef tap_tables tables
+    cdef gradient_of_weight w
+    cdef int failed
+    if make_tables(&tables, g.r * g.s):
+        return -1
+    list_taps(&w.taps, &tables, g, 0, 0, False)
+    w.x, w.grad_y, w.grad_weight = x, grad_y, grad_weight
+    w.groups, w.channels, w.filters = g.groups, g.c // g.groups, g.k // g.groups
+    failed = weight_gradient(runtime, &w)
+    free(tables.memory)
+    return failed
+
+
+def conv2d(object sizes, x, weight, bias, y, bint relu=False):
+    """y[n,k] = bias[k] + sum over c, r, s of weight[k,c,r,s] * x[n,c] shifted."""
+    cdef conv_geometry g = conv_sizes(sizes)
+    cdef Py_buffer vx, vw, vb, vy
+    cdef const char *b = NULL
+    cdef int failed
+    hold(x, &vx, False)
+    hold(weight, &vw, False)
+    hold(y, &vy, True)
+    if bias is not None:
+        hold(bias, &vb, False)
+        b = <const char *> vb.buf
+    with nogil:
+        failed = run_forward(
+            &g, image_of(&vx), <const char *> vw.buf, b, image_of(&vy),
+            CNN_RELU if relu else CNN_LINEAR)
+    PyBuffer_Release(&vx)
+    PyBuffer_Release(&vw)
+    PyBuffer_Release(&vy)
+    if bias is not None:
+        PyBuffer_Release(&vb)
+    if failed:
+        raise MemoryError("conv2d: no memory for its scratch space")
+
+
+def conv2d_backward_input(object sizes, grad_y, weight, grad_x):
+    """grad_x: the adjoint of conv2d in x."""
+    cdef conv_geometry g = conv_sizes(sizes)
+    cdef Py_buffer vg, vw, vx
+    cdef int failed
+    hold(grad_y, &vg, False)
+    hold(weight, &vw, False)
+    hold(grad_x, &vx, True)
+    with nogil:
+        failed = run_backward_input(
+            &g, image_of(&vg), <const char *> vw.buf, image_of(&vx))
+    PyBuffer_Release(&vg)
+    PyBuffer_Release(&vw)
+    PyBuffer_Release(&vx)
+    if failed:
+        raise MemoryError("conv2d_backward_input: no memory for its scratch space")
+
+
+def conv2d_backward_weight(object sizes, grad_y, x, grad_weight):
+    """grad_weight[k,c,r,s] = sum over images and pixels of grad_y * x shifted."""
+    cdef conv_geometry g = conv_sizes(sizes)
+    cdef Py_buffer vg, vx, vw
+    cdef int failed
+    hold(grad_y, &vg, False)
+    hold(x, &vx, False)
+    hold(grad_weight, &vw, True)
+    with nogil:
+        failed = run_backward_weight(
+            &g, image_of(&vg), image_of(&vx), <char *> vw.buf)
+    PyBuffer_Release(&vg)
+    PyBuffer_Release(&vx)
+    PyBuffer_Release(&vw)
+    if failed:
+        raise MemoryError("conv2d_backward_weight: no memory for its scratch space")
+
+
+def conv2d_backward_bias(grad_y, grad_bias):
+    """grad_bias[k] = sum of grad_y over images and pixels."""
+    cdef Py_buffer vg, vb
+    cdef int failed
+    hold(grad_y, &vg, False)
+    hold(grad_bias, &vb, True)
+    with nogil:
+        failed = sum_channels(runtime, image_of(&vg), <char *> vb.buf)
+    PyBuffer_Release(&vg)
+    PyBuffer_Release(&vb)
+    if failed:
+        raise MemoryError("conv2d_backward_bias: no memory for its scratch space")

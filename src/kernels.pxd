@@ -1,0 +1,92 @@
+# Extern declarations of the kernel tables and of the shared runtime. The tables in
+# use, `runtime.set.f32` and `.f64`, are the only float/double branch.
+
+from libc.stddef cimport ptrdiff_t
+
+ctypedef ptrdiff_t isize
+
+cdef extern from "table.h" nogil:
+    cdef enum:
+        CNN_ZERO
+        CNN_ADD
+        CNN_BIAS
+    cdef enum:
+        CNN_LINEAR
+        CNN_RELU
+
+    ctypedef struct cnn_tile:
+        isize rows, cols, batches, depth
+        const void *const *a
+        isize a_next, a_move, a_step
+        const void *b
+        isize b_move, b_step
+        void *const *c
+        isize c_move
+        const void *bias
+        int start, activation
+
+    ctypedef struct cnn_window:
+        isize count, lane, rows, cols, row_step, col_step, code, code_row
+
+    ctypedef struct cnn_share:
+        isize at, code
+        double scale
+
+    ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
+
+    ctypedef struct cnn_kernels:
+        isize itemsize, lanes, mr, vectors
+        const tile_kernel *tile
+        void (*transpose)(
+            void *, isize, const void *, isize, isize, isize) noexcept nogil
+        void (*copy)(
+            void *, isize, isize, const void *, isize, isize, isize, isize
+        ) noexcept nogil
+        void (*pack)(
+            void *, const isize *, isize, const void *, isize, isize, isize
+        ) noexcept nogil
+        void (*sum_parts)(void *, const void *, isize, isize, isize) noexcept nogil
+        void (*sum_rows)(
+            void *, const void *, isize, isize, isize, isize) noexcept nogil
+        void (*max_window)(
+            void *, void *, int, const void *, const cnn_window *) noexcept nogil
+        void (*sum_window)(
+            void *, const void *, const cnn_window *, double) noexcept nogil
+        void (*max_backward)(
+            void *, isize, isize, const void *, const void *, int,
+            const cnn_share *, isize) noexcept nogil
+        void (*sum_backward)(
+            void *, isize, isize, const void *, const double *,
+            const cnn_share *, isize) noexcept nogil
+
+    ctypedef struct cnn_kernel_set:
+        const char *name
+        int (*supported)() noexcept nogil
+        const cnn_kernels *f32
+        const cnn_kernels *f64
+
+    const cnn_kernel_set *cnn_kernel_sets[]
+    const char *cnn_cpu_features()
+
+cdef extern from "runtime.h" nogil:
+    ctypedef void (*cnn_task)(void *, isize, char *) noexcept nogil
+
+    ctypedef struct cnn_runtime:
+        const cnn_kernel_set *set
+        int threads
+        int (*run)(cnn_task, void *, isize, size_t, double) noexcept nogil
+        void *(*take)(size_t) noexcept nogil
+        void (*give)(void *) noexcept nogil
+
+    const char *CNN_RUNTIME
+    void *cnn_take(size_t)
+    void cnn_give(void *)
+    size_t cnn_scratch_held()
+    void cnn_watch_forks()
+    int cnn_is_fork_child()
+
+
+cdef inline const cnn_kernels *kernels_for(
+    const cnn_runtime *runtime, isize itemsize
+) noexcept nogil:
+    return runtime.set.f32 if itemsize == 4 else runtime.set.f64

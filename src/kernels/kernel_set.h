@@ -1,0 +1,45 @@
+/* The kernel bodies for float and double, and their table, for one instruction set:
+ * ISA, VBYTES (bytes in a vector) and MR (rows of a tile) come from isa_*.c. */
+#include <math.h>
+#include <string.h>
+#if VBYTES == 64
+#include <immintrin.h>
+#endif
+#include "table.h"
+
+#ifdef __clang__
+#define UNROLL_ALL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL_ALL _Pragma("GCC unroll 32")
+#endif
+
+#define REAL float
+#define IREAL int32_t
+#define FLOAT_BITS 32
+#define FN(name) name##_f32
+#include "bodies.h"
+#undef REAL
+#undef IREAL
+#undef FLOAT_BITS
+#undef FN
+
+#define REAL double
+#define IREAL int64_t
+#define FLOAT_BITS 64
+#define FN(name) name##_f64
+#include "bodies.h"
+#undef REAL
+#undef IREAL
+#undef FLOAT_BITS
+#undef FN
+
+#define SET_NAME_(isa) cnn_kernels_##isa
+#define SET_NAME(isa) SET_NAME_(isa)
+#define SUPPORTED_(isa) cnn_supports_##isa
+#define SUPPORTED(isa) SUPPORTED_(isa)
+#define TEXT_(isa) #isa
+#define TEXT(isa) TEXT_(isa)
+
+int SUPPORTED(ISA)(void);
+const cnn_kernel_set SET_NAME(ISA) = {TEXT(ISA), SUPPORTED(ISA), &kernels_f32,
+                                      &kernels_f64};

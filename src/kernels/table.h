@@ -1,0 +1,94 @@
+/* What the typed Cython passes see of the micro-kernels: one table of function
+ * pointers per element type, one pair of tables per instruction set.
+ *
+ * Sizes and steps are counted in elements. Pointers are untyped here, so that a
+ * pass is written once for float and double; each kernel knows its own type. */
+#ifndef CNN_EXT_TABLE_H
+#define CNN_EXT_TABLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef ptrdiff_t isize;
+
+enum { CNN_ZERO, CNN_ADD, CNN_BIAS };             /* what a tile starts from */
+enum { CNN_LINEAR, CNN_RELU };                    /* what a tile ends with */
+
+/* C[rows x cols] = start + sum over batches b and k < depth of A_b(i, k) B_b(k, j)
+ *
+ * A is addressed by mr row pointers, B is rows of vectors as they lie. */
+typedef struct {
+    isize rows, cols;         /* what is stored: at most mr x vectors * lanes */
+    isize batches, depth;
+    const void *const *a;     /* mr row pointers; every one must be readable */
+    isize a_next;             /* from batch to batch: pointers to go on by, */
+    isize a_move;             /* and elements to go on by */
+    isize a_step;             /* from k to k + 1 */
+    const void *b;
+    isize b_move, b_step;     /* from batch to batch, from k to k + 1 */
+    void *const *c;           /* mr pointers too: rows may lie anywhere */
+    isize c_move;             /* elements from each of them to column 0 */
+    const void *bias;         /* a value per column, vectors * lanes readable */
+    int start, activation;
+} cnn_tile;
+
+/* `count` neighbouring outputs, each over a window of rows x cols pixels. */
+typedef struct {
+    isize count, lane;        /* x advances by `lane` from output to output */
+    isize rows, cols;
+    isize row_step, col_step; /* in x, from one pixel of the window to the next */
+    isize code, code_row;     /* position of the first pixel, of the next row's */
+} cnn_window;
+
+/* One gradient that reaches an input pixel, from the window `at` elements on. */
+typedef struct {
+    isize at, code;
+    double scale;
+} cnn_share;
+
+typedef struct {
+    isize itemsize, lanes, mr, vectors;   /* a tile is mr x (vectors * lanes) */
+    void (*const *tile)(const cnn_tile *);     /* [vectors - 1] */
+
+    /* dst[j * dst_step + i] = src[i * src_step + j], i < rows, j < cols */
+    void (*transpose)(void *dst, isize dst_step, const void *src, isize src_step,
+                      isize rows, isize cols);
+    /* the same with any step between the elements of src and of dst */
+    void (*copy)(void *dst, isize dst_row, isize dst_col, const void *src,
+                 isize src_row, isize src_col, isize rows, isize cols);
+    /* dst[to[j] * width + i] = src[i * src_step + j], skipping to[j] < 0; i < rows, zero
+       from there to `width` */
+    void (*pack)(void *dst, const isize *to, isize width, const void *src,
+                 isize src_step, isize rows, isize cols);
+    /* dst[i] = parts[i] + parts[i + step] + ..., pairwise */
+    void (*sum_parts)(void *dst, const void *parts, isize step, isize count,
+                      isize size);
+    /* dst[k] += sum of `count` elements of src[k * src_step ...] */
+    void (*sum_rows)(void *dst, const void *src, isize src_row, isize src_col,
+                     isize rows, isize cols);
+
+    void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
+                       const cnn_window *);
+    void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor);
+    void (*max_backward)(void *grad_x, isize grad_x_lane, isize count,
+                         const void *grad_y, const void *argmax, int argmax_size,
+                         const cnn_share *, isize shares);
+    /* divisors: one per output, or NULL for ones */
+    void (*sum_backward)(void *grad_x, isize grad_x_lane, isize count,
+                         const void *grad_y, const double *scales,
+                         const cnn_share *, isize shares);
+} cnn_kernels;
+
+typedef struct {
+    const char *name;
+    int (*supported)(void);
+    const cnn_kernels *f32, *f64;
+} cnn_kernel_set;
+
+/* Best first, ends with NULL. */
+extern const cnn_kernel_set *const cnn_kernel_sets[];
+
+/* The CPU's features that any of our kernel sets asks for, as words. */
+const char *cnn_cpu_features(void);
+
+#endif

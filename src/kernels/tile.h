@@ -1,0 +1,59 @@
+/* The one arithmetic body of every convolution pass: an MR x (NV * LANES) tile of
+ * C held in registers. Included once per number of vectors NV. */
+#define TILE_LOOP(STEP)                                                           \
+    for (isize k = 0; k < depth; k++, b += b_step) {                              \
+        VEC row[NV];                                                              \
+        UNROLL for (int v = 0; v < NV; v++) row[v] = FN(load)(b + v * LANES);     \
+        UNROLL for (int i = 0; i < MR; i++) {                                     \
+            REAL scalar = a[i][k * (STEP)];                                       \
+            UNROLL for (int v = 0; v < NV; v++) acc[i][v] += scalar * row[v];     \
+        }                                                                         \
+    }
+
+static void TILE(NV)(const cnn_tile *q)
+{
+    VEC acc[MR][NV];
+    const isize depth = q->depth, a_step = q->a_step, b_step = q->b_step;
+    const isize cols = q->cols;
+    const int whole = cols == NV * LANES;
+
+    if (q->start == CNN_BIAS) {
+        UNROLL for (int v = 0; v < NV; v++) {
+            VEC bias = FN(load)((const REAL *)q->bias + v * LANES);
+            UNROLL for (int i = 0; i < MR; i++) acc[i][v] = bias;
+        }
+    } else {
+        UNROLL for (int i = 0; i < MR; i++)
+            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = (VEC){0};
+    }
+    /* C[MR x NR] += A[MR x depth] . B[depth x NR], batch by batch */
+    for (isize t = 0; t < q->batches; t++) {
+        const REAL *a[MR], *b = (const REAL *)q->b + t * q->b_move;
+        UNROLL for (int i = 0; i < MR; i++)
+            a[i] = (const REAL *)q->a[t * q->a_next + i] + t * q->a_move;
+        if (a_step == 1) {
+            TILE_LOOP(1)
+        } else {
+            TILE_LOOP(a_step)
+        }
+    }
+    UNROLL for (int i = 0; i < MR; i++) {
+        if (i >= q->rows) break;
+        REAL *c = (REAL *)q->c[i] + q->c_move;
+        UNROLL for (int v = 0; v < NV; v++) {
+            isize left = whole ? LANES : cols - v * LANES;
+            VEC sum = acc[i][v];
+            if (left <= 0) break;
+            if (q->start == CNN_ADD)
+                sum += left >= LANES ? FN(load)(c + v * LANES)
+                                     : FN(load_part)(c + v * LANES, left);
+            if (q->activation == CNN_RELU) /* NaN stays NaN */
+                sum = FN(select)((IVEC)(sum <= 0), (VEC){0}, sum);
+            if (left >= LANES)
+                FN(store)(c + v * LANES, sum);
+            else
+                FN(store_part)(c + v * LANES, sum, left);
+        }
+    }
+}
+#undef TILE_LOOP

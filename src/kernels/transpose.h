@@ -1,0 +1,163 @@
+/* Changes of memory order: everything that moves elements and computes nothing. */
+
+/* block[i] becomes column i: log2(LANES) rounds of perfect shuffles */
+static inline void FN(transpose_block)(VEC *block)
+{
+    for (int round = 1; round < LANES; round *= 2) {
+        VEC next[LANES];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = FN(zip_low)(block[i], block[i + LANES / 2]);
+            next[2 * i + 1] = FN(zip_high)(block[i], block[i + LANES / 2]);
+        }
+        UNROLL for (int i = 0; i < LANES; i++) block[i] = next[i];
+    }
+}
+
+static inline void FN(load_block)(VEC *block, const REAL *src, isize step,
+                                  isize rows, isize cols)
+{
+    if (rows >= LANES && cols >= LANES) {
+        UNROLL for (int i = 0; i < LANES; i++) block[i] = FN(load)(src + i * step);
+    } else {
+        UNROLL for (int i = 0; i < LANES; i++)
+            block[i] = i < rows ? (cols >= LANES ? FN(load)(src + i * step)
+                                                 : FN(load_part)(src + i * step, cols))
+                                : (VEC){0};
+    }
+    FN(transpose_block)(block);
+}
+
+static void FN(transpose)(void *dst_, isize dst_step, const void *src_, isize src_step,
+                          isize rows, isize cols)
+{
+    REAL *dst = dst_;
+    const REAL *src = src_;
+    for (isize i = 0; i < rows; i += LANES) {
+        isize high = rows - i;
+        for (isize j = 0; j < cols; j += LANES) {
+            isize wide = cols - j < LANES ? cols - j : LANES;
+            VEC block[LANES];
+            FN(load_block)(block, src + i * src_step + j, src_step, high, wide);
+            REAL *to = dst + j * dst_step + i;
+            if (high >= LANES && wide == LANES) {
+                UNROLL for (int q = 0; q < LANES; q++)
+                    FN(store)(to + q * dst_step, block[q]);
+            } else if (high >= LANES) {
+                for (isize q = 0; q < wide; q++) FN(store)(to + q * dst_step, block[q]);
+            } else {
+                for (isize q = 0; q < wide; q++)
+                    FN(store_part)(to + q * dst_step, block[q], high);
+            }
+        }
+    }
+}
+
+static void FN(copy)(void *dst_, isize dst_row, isize dst_col, const void *src_,
+                     isize src_row, isize src_col, isize rows, isize cols)
+{
+    REAL *dst = dst_;
+    const REAL *src = src_;
+    if (cols == 1) { /* one column is a row */
+        cols = rows, rows = 1;
+        dst_col = dst_row, src_col = src_row;
+    }
+    if (dst_col == 1 && src_col == 1) {
+        if (dst_row == cols && src_row == cols) cols *= rows, rows = 1;
+        for (isize i = 0; i < rows; i++)
+            memcpy(dst + i * dst_row, src + i * src_row, (size_t)cols * sizeof(REAL));
+    } else if (rows > 1 && dst_row == 1 && src_col == 1) {
+        FN(transpose)(dst, dst_col, src, src_row, rows, cols);
+    } else if (rows > 1 && dst_col == 1 && src_row == 1) {
+        FN(transpose)(dst, dst_row, src, src_col, cols, rows);
+    } else {
+        for (isize i = 0; i < rows; i++)
+            for (isize j = 0; j < cols; j++)
+                dst[i * dst_row + j * dst_col] = src[i * src_row + j * src_col];
+    }
+}
+
+static void FN(pack)(void *dst_, const isize *to, isize width, const void *src_,
+                     isize src_step, isize rows, isize cols)
+{
+    REAL *dst = dst_;
+    const REAL *src = src_;
+    for (isize i = 0; i < width; i += LANES) {
+        isize high = rows - i;
+        for (isize j = 0; j < cols; j += LANES) {
+            isize wide = cols - j < LANES ? cols - j : LANES;
+            VEC block[LANES];
+            FN(load_block)(block, src + i * src_step + j, src_step, high, wide);
+            for (isize q = 0; q < wide; q++)
+                if (to[j + q] >= 0) FN(store)(dst + to[j + q] * width + i, block[q]);
+        }
+    }
+}
+
+/* Fixed halving: the same bits however the parts were computed. */
+static inline VEC FN(sum_tree)(const REAL *part, isize step, isize count, isize n)
+{
+    VEC stack[64];
+    int depth = 0;
+    for (isize p = 0; p < count; p++) {
+        VEC sum = n >= LANES ? FN(load)(part + p * step)
+                             : FN(load_part)(part + p * step, n);
+        for (isize carry = p; carry & 1; carry >>= 1) sum += stack[--depth];
+        stack[depth++] = sum;
+    }
+    VEC sum = stack[--depth];
+    while (depth > 0) sum += stack[--depth];
+    return sum;
+}
+
+static void FN(sum_parts)(void *dst_, const void *parts_, isize step, isize count,
+                          isize size)
+{
+    REAL *dst = dst_;
+    const REAL *parts = parts_;
+    for (isize i = 0; i < size; i += LANES) {
+        VEC sum = FN(sum_tree)(parts + i, step, count, size - i);
+        if (size - i >= LANES)
+            FN(store)(dst + i, sum);
+        else
+            FN(store_part)(dst + i, sum, size - i);
+    }
+}
+
+/* dst[i] += sum over j of src[i, j], in the order of j, for rows that lie side by
+ * side (channels last) or for columns that do (planes) */
+static void FN(sum_rows)(void *dst_, const void *src_, isize src_row, isize src_col,
+                         isize rows, isize cols)
+{
+    REAL *dst = dst_;
+    const REAL *src = src_;
+    if (src_row == 1) {
+        for (isize i = 0; i < rows; i += LANES) {
+            isize n = rows - i;
+            VEC sum = {0};
+            if (n >= LANES) {
+                for (isize j = 0; j < cols; j++) sum += FN(load)(src + i + j * src_col);
+                FN(store)(dst + i, FN(load)(dst + i) + sum);
+            } else {
+                for (isize j = 0; j < cols; j++)
+                    sum += FN(load_part)(src + i + j * src_col, n);
+                FN(store_part)(dst + i, FN(load_part)(dst + i, n) + sum, n);
+            }
+        }
+        return;
+    }
+    for (isize i = 0; i < rows; i++) {
+        const REAL *row = src + i * src_row;
+        REAL total = 0;
+        isize j = 0;
+        if (src_col == 1) {
+            VEC sum[4] = {{0}};
+            for (; j + 4 * LANES <= cols; j += 4 * LANES)
+                UNROLL for (int v = 0; v < 4; v++)
+                    sum[v] += FN(load)(row + j + v * LANES);
+            sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            for (int lane = 0; lane < LANES; lane++) total += sum[0][lane];
+        }
+        for (; j < cols; j++) total += row[j * src_col];
+        dst[i] += total;
+    }
+}

@@ -1,0 +1,77 @@
+/* Vectors of REAL: the only place that knows an instruction set.
+ *
+ * Included once per element type, with REAL, FN and VBYTES defined. */
+#define LANES ((isize)(VBYTES / sizeof(REAL)))
+
+typedef REAL FN(vec) __attribute__((vector_size(VBYTES), aligned(sizeof(REAL))));
+#define VEC FN(vec)
+/* lane-wide integers: the result of comparing two vectors */
+typedef IREAL FN(ivec) __attribute__((vector_size(VBYTES), aligned(sizeof(REAL))));
+#define IVEC FN(ivec)
+
+static inline VEC FN(load)(const REAL *p) { return *(const VEC *)p; }
+static inline void FN(store)(REAL *p, VEC v) { *(VEC *)p = v; }
+
+/* The first n lanes only; no byte beyond them is touched. */
+static inline VEC FN(load_part)(const REAL *p, isize n)
+{
+#if VBYTES == 64 && FLOAT_BITS == 32
+    return (VEC)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif VBYTES == 64
+    return (VEC)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#else
+    VEC v = {0};
+    __builtin_memcpy(&v, p, (size_t)n * sizeof(REAL));
+    return v;
+#endif
+}
+
+static inline void FN(store_part)(REAL *p, VEC v, isize n)
+{
+#if VBYTES == 64 && FLOAT_BITS == 32
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#elif VBYTES == 64
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#else
+    __builtin_memcpy(p, &v, (size_t)n * sizeof(REAL));
+#endif
+}
+
+static inline VEC FN(splat)(REAL value) { return value - (VEC){0}; }
+
+static inline VEC FN(select)(IVEC mask, VEC yes, VEC no)
+{
+    return (VEC)((mask & (IVEC)yes) | (~mask & (IVEC)no));
+}
+
+/* a0 b0 a1 b1 ... of the lower and of the upper halves; even and odd lanes */
+#if VBYTES / (FLOAT_BITS / 8) == 2
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 2)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 1, 3)
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2)
+#elif VBYTES / (FLOAT_BITS / 8) == 4
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
+#elif VBYTES / (FLOAT_BITS / 8) == 8
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#elif VBYTES / (FLOAT_BITS / 8) == 16
+#define ZIP_LOW(a, b)                                                             \
+    __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,    \
+                            22, 7, 23)
+#define ZIP_HIGH(a, b)                                                            \
+    __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,   \
+                            14, 30, 15, 31)
+#define EVEN(a, b)                                                                \
+    __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24,  \
+                            26, 28, 30)
+#endif
+
+static inline VEC FN(zip_low)(VEC a, VEC b) { return ZIP_LOW(a, b); }
+static inline VEC FN(zip_high)(VEC a, VEC b) { return ZIP_HIGH(a, b); }
+static inline VEC FN(even)(VEC a, VEC b) { return EVEN(a, b); }
+#undef ZIP_LOW
+#undef ZIP_HIGH
+#undef EVEN
