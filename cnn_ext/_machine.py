@@ -12,7 +12,13 @@ from . import _runtime
 from ._geometry import checked_size
 from ._version import __version__
 
-__all__ = ["get_num_threads", "set_num_threads", "show_config"]
+__all__ = [
+    "get_num_threads",
+    "get_precision",
+    "set_num_threads",
+    "set_precision",
+    "show_config",
+]
 
 
 def _default_threads() -> int:
@@ -49,6 +55,31 @@ def get_num_threads() -> int:
     return int(_runtime.get_threads())
 
 
+def set_precision(precision: str) -> None:
+    """Choose how float32 convolutions are summed.
+
+    Parameters
+    ----------
+    precision : {"fast", "strict"}
+        ``"fast"`` (the default) may use Winograd's minimal filtering where it pays:
+        relative error at most 5e-6 of the result's norm (1e-5 for grad_weight).
+        ``"strict"`` always sums directly: at most 1e-6. float64 is always direct.
+
+    Raises
+    ------
+    ValueError
+        If `precision` is neither.
+    """
+    if precision not in ("fast", "strict"):
+        raise ValueError(f"precision must be 'fast' or 'strict', got {precision!r}")
+    _runtime.set_strict(precision == "strict")
+
+
+def get_precision() -> str:
+    """Return ``"fast"`` or ``"strict"``, as `set_precision` takes it."""
+    return "strict" if _runtime.get_strict() else "fast"
+
+
 def show_config() -> str:
     """Return what runs here: version, kernel set, CPU features, threads."""
     openmp = _runtime.openmp_version()
@@ -57,6 +88,7 @@ def show_config() -> str:
         "kernel set": f"{_runtime.kernel_set()} (of {', '.join(_runtime.kernel_sets())})",
         "CPU features": _runtime.cpu_features(),
         "threads": f"{get_num_threads()}",
+        "precision": get_precision(),
         "OpenMP": f"{openmp}" if openmp else "no, built for one thread",
         "debug build": "yes" if _runtime.is_debug_build() else "no",
         "numpy": np.__version__,

@@ -97,7 +97,7 @@ cdef inline band band_of(
     const box_grid *grid, const tap_list *taps, isize channels
 ) noexcept nogil:
     cdef band b
-    b.single = grid.box_h == 1
+    b.single = grid.box_h == 1 and taps.rows <= taps.dy_max - taps.dy_min
     b.rows = taps.rows
     if not b.single:
         b.rows = (grid.box_h - 1) * taps.sy + taps.dy_max - taps.dy_min + 1
@@ -124,9 +124,9 @@ cdef inline isize band_offset(
 
 cdef inline void fill_band(
     char *to, const band *b, const box *where, const tap_list *taps,
-    const cnn_kernels *kernels, const image *src, isize channel,
+    const cnn_kernels *kernels, const image *src, isize channel, isize channels,
 ) noexcept nogil:
-    """Copy channels [channel, channel + b.channels) of a box's source pixels."""
+    """Copy channels [channel, channel + channels) of a box's source pixels."""
     cdef isize size = kernels.itemsize
     cdef isize n, q, y, x0, x1, first, rows
     cdef char *row
@@ -149,7 +149,7 @@ cdef inline void fill_band(
                 kernels.copy(
                     row + x0 * b.channels * size, b.channels, 1,
                     pixel(src, n, channel, y, first + x0), src.step_w, src.step_c,
-                    x1 - x0, b.channels,
+                    x1 - x0, channels,
                 )
                 if x1 < b.cols:
                     memset(

@@ -9,15 +9,16 @@ from cnn_ext import _runtime
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
 
-from correlate cimport correlate, correlation
+from algorithms cimport correlate, weight_gradient
 from boxes cimport tap_list
+from correlate cimport correlation
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
 from kernels cimport (
     CNN_LINEAR, CNN_RELU, CNN_RUNTIME, cnn_kernels, cnn_runtime, isize, kernels_for,
 )
-from weight_gradient cimport sum_channels, weight_gradient, gradient_of_weight
+from weight_gradient cimport gradient_of_weight, sum_channels
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)

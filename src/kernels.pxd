@@ -17,7 +17,7 @@ cdef extern from "table.h" nogil:
     ctypedef struct cnn_tile:
         isize rows, cols, batches, depth
         const void *const *a
-        isize a_next, a_move, a_step
+        isize a_next, a_move, a_from, a_step
         const void *b
         isize b_move, b_step
         void *const *c
@@ -34,6 +34,21 @@ cdef extern from "table.h" nogil:
 
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
+    cdef enum:
+        CNN_POINTS
+
+    ctypedef struct cnn_winograd:
+        isize m, r
+        void (*input)(
+            void *, isize, const void *, isize, isize, isize) noexcept nogil
+        void (*weight)(void *, isize, const void *const *, isize) noexcept nogil
+        void (*output)(
+            void *, isize, isize, isize, isize, isize, const void *, isize,
+            const void *, int) noexcept nogil
+        void (*error)(
+            void *, isize, const void *, isize, isize, isize) noexcept nogil
+        void (*gradient)(void *const *, const void *, isize, isize) noexcept nogil
+
     ctypedef struct cnn_kernels:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
@@ -48,6 +63,7 @@ cdef extern from "table.h" nogil:
         void (*sum_parts)(void *, const void *, isize, isize, isize) noexcept nogil
         void (*sum_rows)(
             void *, const void *, isize, isize, isize, isize) noexcept nogil
+        const cnn_winograd *winograd
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil
         void (*sum_window)(
@@ -74,6 +90,7 @@ cdef extern from "runtime.h" nogil:
     ctypedef struct cnn_runtime:
         const cnn_kernel_set *set
         int threads
+        int strict
         int (*run)(cnn_task, void *, isize, size_t, double) noexcept nogil
         void *(*take)(size_t) noexcept nogil
         void (*give)(void *) noexcept nogil

@@ -131,6 +131,15 @@ def set_threads(int threads):
     runtime.threads = threads
 
 
+def get_strict():
+    return bool(runtime.strict)
+
+
+def set_strict(bint strict):
+    runtime.strict = strict
+
+
+runtime.strict = 0
 runtime.run = run
 runtime.take = cnn_take
 runtime.give = cnn_give

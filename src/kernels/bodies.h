@@ -14,6 +14,27 @@
 #undef TILE
 #include "pool.h"
 #include "transpose.h"
+#if FLOAT_BITS == 32 /* double is for exactness: direct sums only */
+#define R 3
+#define W(name) FN(name##_3)
+#include "winograd.h"
+#undef R
+#undef W
+#define R 5
+#define W(name) FN(name##_5)
+#include "winograd.h"
+#undef R
+#undef W
+#define WINOGRAD_TABLE(r)                                                         \
+    {CNN_POINTS - r + 1,         r,                                               \
+     FN(winograd_input_##r),     FN(winograd_weight_##r),                         \
+     FN(winograd_output_##r),    FN(winograd_error_##r),                          \
+     FN(winograd_gradient_##r)}
+static const cnn_winograd FN(winograd)[] = {WINOGRAD_TABLE(3), WINOGRAD_TABLE(5)};
+#define WINOGRAD FN(winograd)
+#else
+#define WINOGRAD 0
+#endif
 #undef UNROLL
 
 static void (*const FN(tiles)[])(const cnn_tile *) = {FN(tile1), FN(tile2)};
@@ -29,12 +50,14 @@ static const cnn_kernels FN(kernels) = {
     .pack = FN(pack),
     .sum_parts = FN(sum_parts),
     .sum_rows = FN(sum_rows),
+    .winograd = WINOGRAD,
     .max_window = FN(max_window),
     .sum_window = FN(sum_window),
     .max_backward = FN(max_backward),
     .sum_backward = FN(sum_backward),
 };
 
+#undef WINOGRAD
 #undef VEC
 #undef IVEC
 #undef LANES

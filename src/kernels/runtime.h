@@ -12,6 +12,7 @@ typedef void (*cnn_task)(void *job, isize task, char *scratch);
 typedef struct {
     const cnn_kernel_set *set;
     int threads;
+    int strict; /* direct sums only */
     /* Runs every task once, in any order; `work` estimates the multiply-adds (or
        elements moved) of them all. 0, or -1 if scratch memory ran out. */
     int (*run)(cnn_task, void *job, isize tasks, size_t scratch, double work);

@@ -22,7 +22,8 @@ typedef struct {
     isize batches, depth;
     const void *const *a;     /* mr row pointers; every one must be readable */
     isize a_next;             /* from batch to batch: pointers to go on by, */
-    isize a_move;             /* and elements to go on by */
+    isize a_move;             /* and elements to go on by, */
+    isize a_from;             /* after this many at first */
     isize a_step;             /* from k to k + 1 */
     const void *b;
     isize b_move, b_step;     /* from batch to batch, from k to k + 1 */
@@ -46,6 +47,30 @@ typedef struct {
     double scale;
 } cnn_share;
 
+/* Winograd's minimal filtering F(m x m, r x r) on patches of CNN_POINTS^2 pixels.
+ *
+ * Each function handles one patch (or one channel of weights); `step` is the
+ * distance in memory between the CNN_POINTS^2 transformed values. */
+#define CNN_POINTS 6
+
+typedef struct {
+    isize m, r;
+    /* values = B^T patch B, for `channels` channels (rounded up to whole vectors) */
+    void (*input)(void *values, isize step, const void *patch, isize row_step,
+                  isize col_step, isize channels);
+    /* values = G weight G^T; taps[i] is the tap's row of `width` weights */
+    void (*weight)(void *values, isize step, const void *const *taps, isize width);
+    /* y = A^T values A + bias: rows x cols pixels of at most m x m are stored */
+    void (*output)(void *y, isize row_step, isize col_step, isize rows, isize cols,
+                   isize channels, const void *values, isize step, const void *bias,
+                   int activation);
+    /* values = A grad_y A^T, the adjoint of output */
+    void (*error)(void *values, isize step, const void *grad_y, isize row_step,
+                  isize col_step, isize channels);
+    /* taps[i] (+)= G^T values G, the adjoint of weight */
+    void (*gradient)(void *const *taps, const void *values, isize step, isize width);
+} cnn_winograd;
+
 typedef struct {
     isize itemsize, lanes, mr, vectors;   /* a tile is mr x (vectors * lanes) */
     void (*const *tile)(const cnn_tile *);     /* [vectors - 1] */
@@ -66,6 +91,8 @@ typedef struct {
     /* dst[k] += sum of `count` elements of src[k * src_step ...] */
     void (*sum_rows)(void *dst, const void *src, isize src_row, isize src_col,
                      isize rows, isize cols);
+
+    const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);

@@ -30,7 +30,7 @@ static void TILE(NV)(const cnn_tile *q)
     for (isize t = 0; t < q->batches; t++) {
         const REAL *a[MR], *b = (const REAL *)q->b + t * q->b_move;
         UNROLL for (int i = 0; i < MR; i++)
-            a[i] = (const REAL *)q->a[t * q->a_next + i] + t * q->a_move;
+            a[i] = (const REAL *)q->a[t * q->a_next + i] + q->a_from + t * q->a_move;
         if (a_step == 1) {
             TILE_LOOP(1)
         } else {

@@ -63,6 +63,19 @@ static void FN(copy)(void *dst_, isize dst_row, isize dst_col, const void *src_,
     }
     if (dst_col == 1 && src_col == 1) {
         if (dst_row == cols && src_row == cols) cols *= rows, rows = 1;
+        if (cols == LANES) {
+            for (isize i = 0; i < rows; i++)
+                FN(store)(dst + i * dst_row, FN(load)(src + i * src_row));
+            return;
+        }
+        if (cols == 2 * LANES) {
+            for (isize i = 0; i < rows; i++) {
+                FN(store)(dst + i * dst_row, FN(load)(src + i * src_row));
+                FN(store)(dst + i * dst_row + LANES,
+                          FN(load)(src + i * src_row + LANES));
+            }
+            return;
+        }
         for (isize i = 0; i < rows; i++)
             memcpy(dst + i * dst_row, src + i * src_row, (size_t)cols * sizeof(REAL));
     } else if (rows > 1 && dst_row == 1 && src_col == 1) {

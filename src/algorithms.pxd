@@ -1,0 +1,188 @@
+# Which algorithm a correlation gets, and the loop that runs it.
+
+from boxes cimport band_of, boxes, tap_list
+from correlate cimport aligned, correlation, order_of_weights
+from direct cimport (
+    PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
+    plan_direct,
+)
+from geometry cimport ceil_div
+from kernels cimport (
+    CNN_ADD, CNN_BIAS, CNN_LINEAR, cnn_kernels, cnn_runtime, cnn_winograd, isize,
+    kernels_for,
+)
+from libc.string cimport memset
+from weight_gradient cimport (
+    CHUNKS_BYTES, SUM_ELEMENTS, add_chunks_task, gradient_of_weight, gradient_task,
+    plan_gradient, space_of,
+)
+from winograd_gradient cimport (
+    plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
+)
+from winograd cimport (
+    WEIGHT_BYTES, plan_winograd, winograd_pack_bytes, winograd_pack_task,
+    winograd_panel_bytes, winograd_space_of, winograd_task,
+)
+
+
+cdef inline const cnn_winograd *filtering(
+    const cnn_runtime *runtime, const cnn_kernels *kernels, const tap_list *taps,
+    isize channels, isize filters, isize n, isize rows, isize cols,
+) noexcept nogil:
+    """The minimal filtering that pays for this geometry; NULL for the direct sum.
+
+    Winograd saves products (4 of 9 to 1 of 4 stay for 3x3, 9 of 25 for 5x5) and
+    pays with transforms of pixels and of weights. It is for dense square kernels
+    with stride 1, and for float32.
+    """
+    cdef const cnn_winograd *f = kernels.winograd
+    cdef isize r = taps.rows
+    if f == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
+        return NULL
+    if r == 5:
+        f += 1
+    elif r != 3:
+        return NULL
+    if (taps.count != r * r or taps.dy_max - taps.dy_min != r - 1
+            or taps.dx_max - taps.dx_min != r - 1):
+        return NULL
+    # few channels: the transforms cost more than the products saved
+    if channels < 16 or filters < 16:
+        return NULL
+    # few patches: the tiles of the products stay half empty
+    if n * ceil_div(rows, f.m) * ceil_div(cols, f.m) < kernels.mr:
+        return NULL
+    return f
+
+
+cdef inline int correlate(
+    const cnn_runtime *runtime, correlation *c
+) noexcept nogil:
+    """Run the whole correlation; 0, or -1 if scratch memory ran out."""
+    cdef isize panels, per_pass, size, depth
+    cdef char *shared
+    c.kernels = kernels_for(runtime, c.src.itemsize)
+    size = c.kernels.itemsize
+    if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
+        return 0
+    c.block = c.kernels.lanes * c.kernels.vectors
+    c.blocks = ceil_div(c.outs, c.block)
+    c.direct = c.dst.step_c == 1 or c.outs == 1
+    c.winograd = filtering(
+        runtime, c.kernels, &c.taps, c.depth, c.outs, c.dst.n, c.dst.h, c.dst.w)
+    if winograd_panel_bytes(c) > WEIGHT_BYTES:
+        c.winograd = NULL
+    if c.winograd != NULL:
+        plan_winograd(c)
+        per_pass = WEIGHT_BYTES // c.panel_bytes
+    else:
+        plan_direct(c)
+        per_pass = max(1, PANEL_BYTES // max(1, c.panel_bytes))
+    panels = min(per_pass, c.groups * c.blocks)
+    depth = c.depth_now
+    shared = <char *> runtime.take(
+        aligned(panels * c.panel_bytes) + aligned(panels * c.block * size)
+        + (c.weight_taps * (1 if c.transposed else depth) + c.taps.count)
+        * <isize> sizeof(isize))
+    if shared == NULL:
+        return -1
+    c.panels = shared
+    c.bias_panels = shared + aligned(panels * c.panel_bytes)
+    c.to = <isize *> (c.bias_panels + aligned(panels * c.block * size))
+    c.group0 = 0
+    while c.group0 < c.groups:
+        # as many groups as fit, or one group's blocks in turn
+        c.group1 = min(c.groups, c.group0 + max(1, per_pass // c.blocks))
+        c.block0 = 0
+        while c.block0 < c.blocks:
+            c.block1 = min(c.blocks, c.block0 + per_pass)
+            c.depth0 = 0
+            while c.depth0 < c.depth:
+                c.depth_now = min(depth, c.depth - c.depth0)
+                c.start = CNN_BIAS if c.depth0 == 0 else CNN_ADD
+                c.end = CNN_LINEAR
+                if c.depth0 + c.depth_now == c.depth:
+                    c.end = c.activation
+                if run_pass(runtime, c):
+                    runtime.give(shared)
+                    return -1
+                c.depth0 += c.depth_now
+            c.block0 = c.block1
+        c.group0 = c.group1
+    runtime.give(shared)
+    return 0
+
+
+cdef inline int run_pass(
+    const cnn_runtime *runtime, correlation *c
+) noexcept nogil:
+    cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0
+    cdef double weights = (
+        <double> groups * count * c.block * c.depth_now * c.weight_taps)
+    cdef double work = weights * c.dst.n * c.dst.h * c.dst.w
+    cdef isize tasks = boxes(&c.grid) * groups
+    order_of_weights(c)
+    # few boxes: several tasks share a box's pixels, each with its own blocks
+    c.splits = min(count, max(1, ceil_div(8, tasks)))
+    if c.winograd != NULL:
+        if runtime.run(winograd_pack_task, c, groups * count,
+                       winograd_pack_bytes(c), 8 * weights):
+            return -1
+        return runtime.run(winograd_task, c, tasks * c.splits,
+                           winograd_space_of(c).total, work)
+    if runtime.run(direct_pack_task, c, groups * count, 0, 4 * weights):
+        return -1
+    c.around = band_of(&c.grid, &c.taps, c.depth_now)
+    offsets_of_taps(c)
+    return runtime.run(direct_task, c, tasks * c.splits,
+                       direct_space_of(c).total, work)
+
+
+cdef inline int weight_gradient(
+    const cnn_runtime *runtime, gradient_of_weight *w
+) noexcept nogil:
+    """Run the whole sum; 0, or -1 if scratch memory ran out."""
+    cdef isize weights = w.groups * w.filters * w.channels * w.taps.count
+    cdef isize parts, size, tasks
+    cdef int failed
+    cdef double work
+    w.kernels = kernels_for(runtime, w.x.itemsize)
+    size = w.kernels.itemsize
+    if w.grad_y.n == 0:
+        memset(w.grad_weight, 0, weights * size)
+        return 0
+    w.block = w.kernels.lanes * w.kernels.vectors
+    w.winograd = filtering(
+        runtime, w.kernels, &w.taps, w.channels, w.filters,
+        w.grad_y.n, w.grad_y.h, w.grad_y.w)
+    if w.winograd != NULL:
+        plan_winograd_gradient(w)
+    else:
+        plan_gradient(w)
+    w.filter_parts = ceil_div(w.filters, w.some_filters)
+    w.channel_parts = ceil_div(w.channels, w.some_channels)
+    parts = w.groups * w.filter_parts * w.channel_parts
+    # enough tasks to share out, as far as the chunks' sums may be stored
+    w.chunks = min(ceil_div(16, parts), boxes(&w.grid))
+    w.chunks = max(1, min(w.chunks, CHUNKS_BYTES // (weights * size)))
+    w.partial = NULL
+    if w.chunks > 1:
+        w.partial = <char *> runtime.take(w.chunks * weights * size)
+        if w.partial == NULL:
+            return -1
+    work = <double> weights * w.grad_y.n * w.grad_y.h * w.grad_y.w
+    tasks = w.chunks * parts
+    if w.winograd != NULL:
+        failed = runtime.run(
+            winograd_gradient_task, w, tasks,
+            winograd_gradient_space_of(w, w.some_channels, w.some_filters).total,
+            work)
+    else:
+        failed = runtime.run(gradient_task, w, tasks, space_of(w).total, work)
+    if w.chunks > 1:
+        if not failed:
+            failed = runtime.run(
+                add_chunks_task, w, ceil_div(weights, SUM_ELEMENTS), 0,
+                <double> weights * w.chunks)
+        runtime.give(w.partial)
+    return failed

@@ -1,0 +1,186 @@
+# Winograd's minimal filtering: m x m outputs from a patch of CNN_POINTS^2 pixels
+# with CNN_POINTS^2 products a channel instead of m^2 r^2. A task copies a band,
+# transforms its patches (V), multiplies them with the transformed weights (U) in
+# the tile kernel, point by point, and transforms the products back.
+
+from boxes cimport (
+    band_elements, band_of, box, box_at, box_pixels, cut, fill_band, halve, tap_list,
+)
+from correlate cimport (
+    aligned, bias_panel, correlation, move_tile, pack_block, panel, width_of,
+)
+from geometry cimport ceil_div, pixel
+from kernels cimport (
+    CNN_LINEAR, CNN_POINTS, CNN_ZERO, cnn_kernels, cnn_tile, cnn_winograd, isize,
+)
+
+cdef enum:
+    VALUES = CNN_POINTS * CNN_POINTS
+    # Bounds of scratch memory, in bytes: transformed weights, a task's patches.
+    WEIGHT_BYTES = 16 << 20
+    PATCH_BYTES = 640 << 10
+
+
+cdef inline tap_list patch_taps(const tap_list *taps, isize m) noexcept nogil:
+    """A patch's pixels, as taps of outputs that lie m pixels apart."""
+    cdef tap_list patch
+    patch.count, patch.wide, patch.rows = VALUES, CNN_POINTS, CNN_POINTS
+    patch.dy = patch.dx = patch.row = patch.row_dy = NULL
+    patch.dy_min, patch.dy_max = taps.dy_min, taps.dy_min + CNN_POINTS - 1
+    patch.dx_min, patch.dx_max = taps.dx_min, taps.dx_min + CNN_POINTS - 1
+    patch.sy = patch.sx = m
+    return patch
+
+
+# What a task's scratch holds, in bytes from its start; steps in elements.
+cdef struct winograd_space:
+    isize rows, channels                # patches and channels, rounded up
+    isize values_step, products_step    # from point to point
+    isize values, products, a, c, tile, total
+
+
+cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogil:
+    cdef winograd_space w
+    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, lanes = c.kernels.lanes
+    cdef isize patches = box_pixels(&c.grid), m = c.winograd.m
+    w.rows = ceil_div(patches, mr) * mr
+    w.channels = ceil_div(c.depth, lanes) * lanes
+    # a vector more, so that no two points fall on the same cache sets
+    w.values_step = patches * w.channels + lanes
+    w.products_step = w.rows * c.block + lanes
+    # vectors of the last pixel's channels reach beyond the band
+    w.values = aligned((band_elements(&c.grid, &c.around) + lanes) * size)
+    w.products = w.values + aligned(VALUES * w.values_step * size)
+    w.a = w.products + aligned(VALUES * w.products_step * size)
+    w.c = w.a + aligned(w.rows * <isize> sizeof(void *))
+    w.tile = w.c + aligned(w.rows * <isize> sizeof(void *))
+    w.total = w.tile
+    if not c.direct:
+        w.total += aligned(patches * m * m * c.block * size)
+    return w
+
+
+cdef inline isize winograd_panel_bytes(const correlation *c) noexcept nogil:
+    return VALUES * c.depth * c.block * c.kernels.itemsize
+
+
+cdef inline isize winograd_pack_bytes(const correlation *c) noexcept nogil:
+    return c.taps.count * c.depth * c.block * c.kernels.itemsize
+
+
+cdef inline void winograd_pack_task(
+    void *job, isize task, char *scratch
+) noexcept nogil:
+    """weight -> U[point][d][m] of one group and block."""
+    cdef const correlation *c = <const correlation *> job
+    cdef isize group = c.group0 + task // (c.block1 - c.block0)
+    cdef isize block = c.block0 + task % (c.block1 - c.block0)
+    cdef isize width = width_of(c, block), size = c.kernels.itemsize, d, t
+    cdef const void *taps[25]
+    cdef char *to = panel(c, group, block)
+    pack_block(c, group, block, scratch)
+    for d in range(c.depth):
+        for t in range(c.taps.count):
+            taps[t] = scratch + (t * c.depth + d) * width * size
+        c.winograd.weight(to + d * width * size, c.depth * width, taps, width)
+
+
+cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept nogil:
+    cdef const correlation *c = <const correlation *> job
+    cdef const cnn_kernels *kernels = c.kernels
+    cdef const cnn_winograd *f = c.winograd
+    cdef isize mr = kernels.mr, size = kernels.itemsize
+    cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0
+    cdef isize split = task % c.splits
+    cdef isize group = c.group0 + task // c.splits % groups
+    cdef box where = box_at(&c.grid, task // c.splits // groups)
+    cdef tap_list patch = patch_taps(&c.taps, f.m)
+    cdef winograd_space w = winograd_space_of(c)
+    cdef const void **a = <const void **> (scratch + w.a)
+    cdef void **products = <void **> (scratch + w.c)
+    cdef isize patches = (
+        (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
+    cdef isize padded = ceil_div(patches, mr) * mr
+    cdef isize n, i, j, p = 0, e, block, width, cols
+    cdef isize step_row, step_col
+    cdef box pixels = where
+    cdef char *y
+    cdef cnn_tile q
+    fill_band(scratch, &c.around, &where, &patch, kernels, &c.src,
+              group * c.depth, c.depth)
+    for n in range(where.n1 - where.n0):
+        for i in range(where.i1 - where.i0):
+            for j in range(where.j1 - where.j0):
+                a[p] = scratch + w.values + p * w.channels * size
+                f.input(
+                    <void *> a[p], w.values_step,
+                    scratch + size * (
+                        n * c.around.image_step
+                        + i * f.m * c.around.row_step
+                        + j * f.m * c.around.channels),
+                    c.around.row_step, c.around.channels, c.depth)
+                p += 1
+    for p in range(patches, padded):
+        a[p] = a[0]
+    pixels.i0, pixels.i1 = where.i0 * f.m, min(where.i1 * f.m, c.dst.h)
+    pixels.j0, pixels.j1 = where.j0 * f.m, min(where.j1 * f.m, c.dst.w)
+    q.start, q.activation = CNN_ZERO, CNN_LINEAR
+    q.batches, q.depth = 1, c.depth
+    q.a_next, q.a_move, q.a_step = 0, 0, 1
+    q.c = products
+    q.rows = mr
+    for block in range(c.block0 + split * count // c.splits,
+                       c.block0 + (split + 1) * count // c.splits):
+        width = width_of(c, block)
+        cols = min(width, c.outs - block * c.block)
+        q.cols = q.b_step = width
+        for p in range(padded):
+            products[p] = scratch + w.products + p * width * size
+        # V[patches x depth] . U[depth x block] -> products, point by point
+        for e in range(VALUES):
+            q.b = panel(c, group, block) + e * c.depth * width * size
+            q.a_from, q.c_move = e * w.values_step, e * w.products_step
+            for p in range(padded // mr):
+                q.a = a + p * mr
+                q.c = products + p * mr
+                kernels.tile[width // kernels.lanes - 1](&q)
+        p = 0
+        for n in range(where.n0, where.n1):
+            for i in range(where.i0, where.i1):
+                for j in range(where.j0, where.j1):
+                    if c.direct:
+                        y = pixel(&c.dst, n, group * c.outs + block * c.block,
+                                  i * f.m, j * f.m)
+                        step_row, step_col = c.dst.step_h, c.dst.step_w
+                    else:
+                        step_col = c.block
+                        step_row = (pixels.j1 - pixels.j0) * step_col
+                        y = scratch + w.tile + size * (
+                            ((n - where.n0) * (pixels.i1 - pixels.i0)
+                             + (i - where.i0) * f.m) * step_row
+                            + (j - where.j0) * f.m * step_col)
+                    f.output(
+                        y, step_row, step_col,
+                        min(f.m, c.dst.h - i * f.m), min(f.m, c.dst.w - j * f.m),
+                        cols, products[p], w.products_step,
+                        bias_panel(c, group, block), c.activation)
+                    p += 1
+        if not c.direct:
+            move_tile(c, &pixels, group * c.outs + block * c.block, cols,
+                      scratch + w.tile, False)
+
+
+cdef inline void plan_winograd(correlation *c) noexcept nogil:
+    """Choose the patches of a task from the geometry alone."""
+    cdef isize m = c.winograd.m, size = c.kernels.itemsize, mr = c.kernels.mr
+    cdef isize rows = ceil_div(c.dst.h, m), cols = ceil_div(c.dst.w, m)
+    cdef isize channels = ceil_div(c.depth, c.kernels.lanes) * c.kernels.lanes
+    cdef isize patches = PATCH_BYTES // (VALUES * channels * size) // mr * mr
+    cdef tap_list patch = patch_taps(&c.taps, m)
+    patches = min(max(patches, 2 * mr), max(
+        2 * mr, ceil_div(c.dst.n * rows * cols // 8, mr) * mr))
+    c.depth_now = c.depth
+    c.panel_bytes = winograd_panel_bytes(c)
+    c.grid = cut(c.dst.n, rows, cols, patches)
+    c.around = band_of(&c.grid, &patch, c.depth)
+    c.banded = True

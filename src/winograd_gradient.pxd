@@ -1,0 +1,170 @@
+# The gradient of the weights by Winograd: the exact adjoint of the forward pass,
+#
+#   grad_weight = G^T [ sum over patches of (B^T x B) . (A grad_y A^T) ] G
+#
+# For each of the CNN_POINTS^2 points the sum over patches is a product of matrices,
+# V[channels x patches] . Q[patches x filters], in the tile kernel.
+
+from boxes cimport (
+    band, band_elements, band_of, box, box_at, box_pixels, boxes, cut, fill_band,
+    tap_list,
+)
+from correlate cimport aligned
+from geometry cimport ceil_div, even_share
+from kernels cimport (
+    CNN_ADD, CNN_LINEAR, CNN_POINTS, cnn_kernels, cnn_tile, cnn_winograd, isize,
+)
+from libc.string cimport memset
+from weight_gradient cimport (
+    filters_at, gradient_of_weight, gradient_part, part_of, store_weights,
+    whole_vectors,
+)
+from winograd cimport VALUES, patch_taps
+
+
+cdef inline tap_list error_taps(isize m) noexcept nogil:
+    """The m x m errors of a patch."""
+    cdef tap_list taps
+    taps.count, taps.wide, taps.rows = m * m, m, m
+    taps.dy = taps.dx = taps.row = taps.row_dy = NULL
+    taps.dy_min = taps.dx_min = 0
+    taps.dy_max = taps.dx_max = m - 1
+    taps.sy = taps.sx = m
+    return taps
+
+
+# What a task's scratch holds, in bytes from its start; steps in elements.
+cdef struct winograd_gradient_space:
+    isize rows, filters                 # channels and filters, rounded up
+    isize v_step, q_step, sum_step      # from point to point
+    band around_x, around_y
+    isize sums, x, grad_y, v, q, a, c, taps, total
+
+
+cdef inline winograd_gradient_space winograd_gradient_space_of(
+    const gradient_of_weight *w, isize channels, isize filters
+) noexcept nogil:
+    cdef winograd_gradient_space s
+    cdef isize size = w.kernels.itemsize, lanes = w.kernels.lanes
+    cdef isize patches = box_pixels(&w.grid)
+    cdef tap_list patch = patch_taps(&w.taps, w.winograd.m)
+    cdef tap_list errors = error_taps(w.winograd.m)
+    s.around_x = band_of(&w.grid, &patch, channels)
+    s.around_y = band_of(&w.grid, &errors, filters)
+    s.rows = ceil_div(channels, w.kernels.mr) * w.kernels.mr
+    s.filters = whole_vectors(w, filters)
+    s.v_step = patches * whole_vectors(w, channels) + lanes
+    s.q_step = patches * s.filters + lanes
+    s.sum_step = s.rows * s.filters
+    s.sums = 0
+    s.x = aligned(VALUES * s.sum_step * size)
+    # vectors of the last pixel's channels reach beyond the bands
+    s.grad_y = s.x + aligned((band_elements(&w.grid, &s.around_x) + lanes) * size)
+    s.v = s.grad_y + aligned((band_elements(&w.grid, &s.around_y) + lanes) * size)
+    s.q = s.v + aligned(VALUES * s.v_step * size)
+    s.a = s.q + aligned(VALUES * s.q_step * size)
+    s.c = s.a + aligned(s.rows * <isize> sizeof(void *))
+    s.taps = s.c + aligned(s.rows * <isize> sizeof(void *))
+    s.total = s.taps + aligned(w.taps.count * channels * s.filters * size)
+    return s
+
+
+cdef inline void winograd_gradient_task(
+    void *job, isize task, char *scratch
+) noexcept nogil:
+    cdef const gradient_of_weight *w = <const gradient_of_weight *> job
+    cdef const cnn_kernels *kernels = w.kernels
+    cdef const cnn_winograd *g = w.winograd
+    cdef isize size = kernels.itemsize, mr = kernels.mr, taps = w.taps.count
+    cdef gradient_part part = part_of(w, task)
+    cdef winograd_gradient_space s = winograd_gradient_space_of(
+        w, part.channels, part.filters)
+    cdef tap_list patch = patch_taps(&w.taps, g.m)
+    cdef tap_list errors = error_taps(g.m)
+    cdef const void **a = <const void **> (scratch + s.a)
+    cdef void **c = <void **> (scratch + s.c)
+    cdef void *to[25]
+    cdef isize b, n, i, j, p, e, f, t, row, width
+    cdef isize channels = whole_vectors(w, part.channels)
+    cdef char *sums
+    cdef box where
+    cdef cnn_tile q
+
+    memset(scratch, 0, VALUES * s.sum_step * size)
+    for row in range(s.rows):  # a row beyond the channels is not looked at
+        a[row] = scratch + s.v + (row if row < part.channels else 0) * size
+    q.start, q.activation = CNN_ADD, CNN_LINEAR
+    q.batches, q.rows = 1, mr
+    q.a_next, q.a_move, q.a_step = 0, 0, channels
+    for b in range(part.chunk * boxes(&w.grid) // w.chunks,
+                   (part.chunk + 1) * boxes(&w.grid) // w.chunks):
+        where = box_at(&w.grid, b)
+        fill_band(
+            scratch + s.x, &s.around_x, &where, &patch, kernels, &w.x,
+            part.group * w.channels + part.channel0, part.channels)
+        fill_band(
+            scratch + s.grad_y, &s.around_y, &where, &errors, kernels, &w.grad_y,
+            part.group * w.filters + part.filter0, part.filters)
+        p = 0
+        for n in range(where.n1 - where.n0):
+            for i in range(where.i1 - where.i0):
+                for j in range(where.j1 - where.j0):
+                    g.input(
+                        scratch + s.v + p * channels * size, s.v_step,
+                        scratch + s.x + size * (
+                            n * s.around_x.image_step
+                            + i * g.m * s.around_x.row_step
+                            + j * g.m * part.channels),
+                        s.around_x.row_step, part.channels, part.channels)
+                    g.error(
+                        scratch + s.q + p * s.filters * size, s.q_step,
+                        scratch + s.grad_y + size * (
+                            n * s.around_y.image_step
+                            + i * g.m * s.around_y.row_step
+                            + j * g.m * part.filters),
+                        s.around_y.row_step, part.filters, part.filters)
+                    p += 1
+        # V[channels x patches] . Q[patches x filters] -> sums, point by point
+        q.depth, q.b_step = p, s.filters
+        for e in range(VALUES):
+            sums = scratch + e * s.sum_step * size
+            q.a_from = e * s.v_step
+            f = 0
+            while f < part.filters:
+                width = filters_at(w, part.filters, f)
+                q.cols = width
+                q.b = scratch + s.q + (e * s.q_step + f) * size
+                q.c_move = 0
+                for row in range(s.rows):
+                    c[row] = sums + row * width * size
+                for row in range(s.rows // mr):
+                    q.a = a + row * mr
+                    q.c = c + row * mr
+                    kernels.tile[width // kernels.lanes - 1](&q)
+                sums += s.rows * width * size
+                f += width
+    # sums[point][block][channel][filter] -> taps[block][tap][channel][filter]
+    f = 0
+    sums = scratch
+    while f < part.filters:
+        width = filters_at(w, part.filters, f)
+        for row in range(part.channels):
+            for t in range(taps):
+                to[t] = scratch + s.taps + size * (
+                    f * taps * part.channels + (t * part.channels + row) * width)
+            g.gradient(to, sums + row * width * size, s.sum_step, width)
+        sums += s.rows * width * size
+        f += width
+    store_weights(w, &part, scratch + s.taps, taps * part.channels, part.channels)
+
+
+cdef inline void plan_winograd_gradient(gradient_of_weight *w) noexcept nogil:
+    """Choose parts and boxes of patches from the geometry alone."""
+    cdef isize m = w.winograd.m
+    # 36 sums for each pair stay in the second-level cache (1.2 MB at most)
+    w.some_filters = even_share(w.filters, 64)
+    if w.some_filters < w.filters:
+        w.some_filters = ceil_div(w.some_filters, w.block) * w.block
+    w.some_channels = even_share(w.channels, 128)
+    w.grid = cut(
+        w.grad_y.n, ceil_div(w.grad_y.h, m), ceil_div(w.grad_y.w, m), 64)
