@@ -13,8 +13,8 @@ from kernels cimport (
 )
 from libc.string cimport memset
 from weight_gradient cimport (
-    CHUNKS_BYTES, SUM_ELEMENTS, add_chunks_task, gradient_of_weight, gradient_task,
-    plan_gradient, space_of,
+    CHUNKS_BYTES, add_chunks_task, gradient_of_weight, gradient_task,
+    plan_gradient, space_of, whole_vectors,
 )
 from winograd_gradient cimport (
     plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
@@ -163,11 +163,13 @@ cdef inline int weight_gradient(
     w.channel_parts = ceil_div(w.channels, w.some_channels)
     parts = w.groups * w.filter_parts * w.channel_parts
     # enough tasks to share out, as far as the chunks' sums may be stored
-    w.chunks = min(ceil_div(16, parts), boxes(&w.grid))
-    w.chunks = max(1, min(w.chunks, CHUNKS_BYTES // (weights * size)))
+    w.part_size = (
+        w.some_channels * w.taps.count * whole_vectors(w, w.some_filters))
+    w.chunks = min(ceil_div(8, parts), boxes(&w.grid))
+    w.chunks = max(1, min(w.chunks, CHUNKS_BYTES // (parts * w.part_size * size)))
     w.partial = NULL
     if w.chunks > 1:
-        w.partial = <char *> runtime.take(w.chunks * weights * size)
+        w.partial = <char *> runtime.take(parts * w.chunks * w.part_size * size)
         if w.partial == NULL:
             return -1
     work = <double> weights * w.grad_y.n * w.grad_y.h * w.grad_y.w
@@ -182,7 +184,7 @@ cdef inline int weight_gradient(
     if w.chunks > 1:
         if not failed:
             failed = runtime.run(
-                add_chunks_task, w, ceil_div(weights, SUM_ELEMENTS), 0,
+                add_chunks_task, w, parts, w.part_size * size,
                 <double> weights * w.chunks)
         runtime.give(w.partial)
     return failed

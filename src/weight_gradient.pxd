@@ -40,7 +40,8 @@ cdef struct gradient_of_weight:
     isize block
     isize some_channels, some_filters   # a task's part of the weights
     isize channel_parts, filter_parts, chunks
-    char *partial                       # [chunk][weights], if chunks > 1
+    isize part_size                     # a part's weights, filters in whole vectors
+    char *partial                       # [part][chunk][part_size], if chunks > 1
 
 
 # A task's part of the sum.
@@ -63,6 +64,13 @@ cdef inline gradient_part part_of(
     return p
 
 
+cdef inline char *partial_sums(
+    const gradient_of_weight *w, isize task
+) noexcept nogil:
+    """Where a task leaves its sums [block][tap][channel][filter]."""
+    return w.partial + task * w.part_size * w.kernels.itemsize
+
+
 cdef inline isize whole_vectors(
     const gradient_of_weight *w, isize count
 ) noexcept nogil:
@@ -78,25 +86,35 @@ cdef inline isize filters_at(
 
 cdef inline void store_weights(
     const gradient_of_weight *w, const gradient_part *p, const char *sums,
-    isize block_step, isize tap_step,
 ) noexcept nogil:
     """sums[block][tap][channel][filter] -> grad_weight[filter][channel][tap]."""
-    cdef isize size = w.kernels.itemsize, taps = w.taps.count, f = 0, t, width
-    cdef char *to = w.grad_weight
-    if w.chunks > 1:
-        to = w.partial + p.chunk * size * (
-            w.groups * w.filters * w.channels * taps)
-    to += size * taps * (
+    cdef isize size = w.kernels.itemsize, taps = w.taps.count, f = 0, c, width
+    cdef char *to = w.grad_weight + size * taps * (
         (p.group * w.filters + p.filter0) * w.channels + p.channel0)
     while f < p.filters:
         width = filters_at(w, p.filters, f)
-        for t in range(taps):
+        if taps == 1:
             w.kernels.copy(
-                to + size * (f * w.channels * taps + t), taps, w.channels * taps,
-                sums + t * tap_step * width * size, width, 1,
+                to + size * f * w.channels, 1, w.channels, sums, width, 1,
                 p.channels, min(width, p.filters - f))
-        sums += block_step * width * size
+        else:
+            for c in range(p.channels):
+                w.kernels.copy(
+                    to + size * (f * w.channels + c) * taps, 1, w.channels * taps,
+                    sums + c * width * size, p.channels * width, 1,
+                    taps, min(width, p.filters - f))
+        sums += taps * p.channels * width * size
         f += width
+
+
+cdef inline void add_chunks_task(void *job, isize task, char *scratch) noexcept nogil:
+    """Add the chunks of one part, in a fixed order, and store its weights."""
+    cdef const gradient_of_weight *w = <const gradient_of_weight *> job
+    cdef gradient_part part = part_of(w, task * w.chunks)
+    w.kernels.sum_parts(
+        scratch, partial_sums(w, task * w.chunks), w.part_size, w.chunks,
+        w.part_size)
+    store_weights(w, &part, scratch)
 
 
 # What a direct task's scratch holds, in bytes from its start.
@@ -136,14 +154,17 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
     cdef const void **a = <const void **> (scratch + space.a)
     cdef void **c = <void **> (scratch + space.c)
     cdef char *to
+    cdef char *sums = scratch
     cdef const char *images
     cdef const char *errors
     cdef box where
     cdef cnn_tile q
 
-    memset(scratch, 0, padded * whole_vectors(w, part.filters) * size)
+    if w.chunks > 1:
+        sums = partial_sums(w, task)
+    memset(sums, 0, rows * whole_vectors(w, part.filters) * size)
     q.start, q.activation = CNN_ADD, CNN_LINEAR
-    q.c, q.c_move, q.rows = c, 0, mr
+    q.c, q.c_move = c, 0
     q.a_next, q.a_from, q.a_step = 0, 0, w.taps.sx * lanes
     q.a_move = w.taps.sy * around.row_step
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
@@ -170,7 +191,7 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
             for row in range(rows, padded):
                 a[row] = a[0]
             # x[rows x pixels] . grad_y[pixels x filters] -> sums, tile by tile
-            to = scratch
+            to = sums
             errors = scratch + space.grad_y
             f = 0
             while f < part.filters:
@@ -181,11 +202,13 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
                     for d in range(mr):
                         c[d] = to + d * width * size
                     q.a = a + row * mr
+                    q.rows = min(mr, rows - row * mr)
                     kernels.tile[width // kernels.lanes - 1](&q)
-                    to += mr * width * size
+                    to += q.rows * width * size
                 errors += pixels * width * size
                 f += width
-    store_weights(w, &part, scratch, padded, part.channels)
+    if w.chunks == 1:
+        store_weights(w, &part, sums)
 
 
 cdef inline void copy_errors(
@@ -244,19 +267,6 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
 cdef inline isize copies_bytes(const gradient_of_weight *w) noexcept nogil:
     cdef gradient_space s = space_of(w)
     return s.total - s.x
-
-
-cdef enum:
-    SUM_ELEMENTS = 4096
-
-
-cdef inline void add_chunks_task(void *job, isize task, char *scratch) noexcept nogil:
-    cdef const gradient_of_weight *w = <const gradient_of_weight *> job
-    cdef isize weights = w.groups * w.filters * w.channels * w.taps.count
-    cdef isize first = task * SUM_ELEMENTS, size = w.kernels.itemsize
-    w.kernels.sum_parts(
-        w.grad_weight + first * size, w.partial + first * size, weights, w.chunks,
-        min(SUM_ELEMENTS, weights - first))
 
 
 # grad_bias: each task owns some channels and adds image by image, row by row.

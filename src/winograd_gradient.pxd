@@ -16,8 +16,8 @@ from kernels cimport (
 )
 from libc.string cimport memset
 from weight_gradient cimport (
-    filters_at, gradient_of_weight, gradient_part, part_of, store_weights,
-    whole_vectors,
+    filters_at, gradient_of_weight, gradient_part, part_of, partial_sums,
+    store_weights, whole_vectors,
 )
 from winograd cimport VALUES, patch_taps
 
@@ -87,6 +87,7 @@ cdef inline void winograd_gradient_task(
     cdef isize b, n, i, j, p, e, f, t, row, width
     cdef isize channels = whole_vectors(w, part.channels)
     cdef char *sums
+    cdef char *weights
     cdef box where
     cdef cnn_tile q
 
@@ -144,18 +145,22 @@ cdef inline void winograd_gradient_task(
                 sums += s.rows * width * size
                 f += width
     # sums[point][block][channel][filter] -> taps[block][tap][channel][filter]
+    weights = scratch + s.taps
+    if w.chunks > 1:
+        weights = partial_sums(w, task)
     f = 0
     sums = scratch
     while f < part.filters:
         width = filters_at(w, part.filters, f)
         for row in range(part.channels):
             for t in range(taps):
-                to[t] = scratch + s.taps + size * (
+                to[t] = weights + size * (
                     f * taps * part.channels + (t * part.channels + row) * width)
             g.gradient(to, sums + row * width * size, s.sum_step, width)
         sums += s.rows * width * size
         f += width
-    store_weights(w, &part, scratch + s.taps, taps * part.channels, part.channels)
+    if w.chunks == 1:
+        store_weights(w, &part, weights)
 
 
 cdef inline void plan_winograd_gradient(gradient_of_weight *w) noexcept nogil:
