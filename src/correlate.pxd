@@ -32,6 +32,7 @@ cdef struct correlation:
     bint banded                         # the source is copied into bands
     bint padded                         # taps can lie outside of the image
     bint direct                         # tiles are stored in dst itself
+    bint streamed                       # weights are more than the caches hold
     isize block, blocks                 # channels of a tile; tiles for all outs
     isize panel_bytes
     # what the pass under way does

@@ -10,7 +10,7 @@ from correlate cimport (
     aligned, bias_panel, correlation, move_tile, pack_block, panel, width_of,
 )
 from geometry cimport ceil_div, pixel
-from kernels cimport CNN_ADD, cnn_kernels, cnn_tile, isize
+from kernels cimport CNN_ADD, cnn_kernels, cnn_tile, isize, run_tile
 from libc.string cimport memset
 
 # Bounds of scratch memory, in bytes: all panels of a pass, a task's band.
@@ -163,7 +163,7 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             q.rows = min(mr, pixels - p * mr)
             q.a = <const void **> (scratch + w.a) + p * mr * runs
             q.c = <void **> (scratch + w.c) + p * mr
-            kernels.tile[width // kernels.lanes - 1](&q)
+            run_tile(kernels, &q, width)
         if not c.direct:
             move_tile(c, &where, group * c.outs + block * c.block, q.cols,
                       scratch + w.tile, False)

@@ -52,6 +52,7 @@ cdef extern from "table.h" nogil:
     ctypedef struct cnn_kernels:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
+        const tile_kernel *half_tile
         void (*transpose)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*copy)(
@@ -101,6 +102,16 @@ cdef extern from "runtime.h" nogil:
     size_t cnn_scratch_held()
     void cnn_watch_forks()
     int cnn_is_fork_child()
+
+
+cdef inline void run_tile(
+    const cnn_kernels *kernels, const cnn_tile *q, isize width
+) noexcept nogil:
+    """The tile kernel for `width` columns; the last rows may be half a tile."""
+    if 2 * q.rows <= kernels.mr:
+        kernels.half_tile[width // kernels.lanes - 1](q)
+    else:
+        kernels.tile[width // kernels.lanes - 1](q)
 
 
 cdef inline const cnn_kernels *kernels_for(

@@ -16,7 +16,7 @@ from correlate cimport aligned
 from geometry cimport ceil_div, even_share, image, pixel
 from kernels cimport (
     CNN_ADD, CNN_LINEAR, cnn_kernels, cnn_runtime, cnn_tile, cnn_winograd, isize,
-    kernels_for,
+    kernels_for, run_tile,
 )
 from libc.string cimport memset
 
@@ -203,7 +203,7 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
                         c[d] = to + d * width * size
                     q.a = a + row * mr
                     q.rows = min(mr, rows - row * mr)
-                    kernels.tile[width // kernels.lanes - 1](&q)
+                    run_tile(kernels, &q, width)
                     to += q.rows * width * size
                 errors += pixels * width * size
                 f += width

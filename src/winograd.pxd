@@ -12,6 +12,7 @@ from correlate cimport (
 from geometry cimport ceil_div, pixel
 from kernels cimport (
     CNN_LINEAR, CNN_POINTS, CNN_ZERO, cnn_kernels, cnn_tile, cnn_winograd, isize,
+    run_tile,
 )
 
 cdef enum:
@@ -19,6 +20,7 @@ cdef enum:
     # Bounds of scratch memory, in bytes: transformed weights, a task's patches.
     WEIGHT_BYTES = 16 << 20
     PATCH_BYTES = 640 << 10
+    LARGE_BYTES = 6 << 20
 
 
 cdef inline tap_list patch_taps(const tap_list *taps, isize m) noexcept nogil:
@@ -36,6 +38,7 @@ cdef inline tap_list patch_taps(const tap_list *taps, isize m) noexcept nogil:
 cdef struct winograd_space:
     isize rows, channels                # patches and channels, rounded up
     isize values_step, products_step    # from point to point
+    isize together                      # blocks that are multiplied point by point
     isize values, products, a, c, tile, total
 
 
@@ -48,10 +51,11 @@ cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogi
     # a vector more, so that no two points fall on the same cache sets
     w.values_step = patches * w.channels + lanes
     w.products_step = w.rows * c.block + lanes
+    w.together = ceil_div(c.block1 - c.block0, c.splits) if c.streamed else 1
     # vectors of the last pixel's channels reach beyond the band
     w.values = aligned((band_elements(&c.grid, &c.around) + lanes) * size)
     w.products = w.values + aligned(VALUES * w.values_step * size)
-    w.a = w.products + aligned(VALUES * w.products_step * size)
+    w.a = w.products + aligned(w.together * VALUES * w.products_step * size)
     w.c = w.a + aligned(w.rows * <isize> sizeof(void *))
     w.tile = w.c + aligned(w.rows * <isize> sizeof(void *))
     w.total = w.tile
@@ -101,7 +105,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     cdef isize patches = (
         (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
     cdef isize padded = ceil_div(patches, mr) * mr
-    cdef isize n, i, j, p = 0, e, block, width, cols
+    cdef isize n, i, j, p = 0, e, block, width, cols, first, last, at
     cdef isize step_row, step_col
     cdef box pixels = where
     cdef char *y
@@ -128,22 +132,27 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     q.batches, q.depth = 1, c.depth
     q.a_next, q.a_move, q.a_step = 0, 0, 1
     q.c = products
-    q.rows = mr
-    for block in range(c.block0 + split * count // c.splits,
-                       c.block0 + (split + 1) * count // c.splits):
-        width = width_of(c, block)
-        cols = min(width, c.outs - block * c.block)
-        q.cols = q.b_step = width
-        for p in range(padded):
-            products[p] = scratch + w.products + p * width * size
-        # V[patches x depth] . U[depth x block] -> products, point by point
-        for e in range(VALUES):
-            q.b = panel(c, group, block) + e * c.depth * width * size
-            q.a_from, q.c_move = e * w.values_step, e * w.products_step
-            for p in range(padded // mr):
-                q.a = a + p * mr
-                q.c = products + p * mr
-                kernels.tile[width // kernels.lanes - 1](&q)
+    for p in range(padded):
+        products[p] = scratch + w.products + p * c.block * size
+    last = c.block0 + split * count // c.splits
+    for block in range(last, c.block0 + (split + 1) * count // c.splits):
+        if block == last:
+            # V[patches x depth] . U[depth x block] -> products, point by point
+            first = block
+            last = min(block + w.together, c.block0 + (split + 1) * count // c.splits)
+            for e in range(VALUES):
+                for at in range(first, last):
+                    width = width_of(c, at)
+                    q.cols = q.b_step = width
+                    q.b = panel(c, group, at) + e * c.depth * width * size
+                    q.a_from = e * w.values_step
+                    q.c_move = ((at - first) * VALUES + e) * w.products_step
+                    for p in range(padded // mr):
+                        q.a = a + p * mr
+                        q.c = products + p * mr
+                        q.rows = min(mr, patches - p * mr)
+                        run_tile(kernels, &q, width)
+        cols = min(width_of(c, block), c.outs - block * c.block)
         p = 0
         for n in range(where.n0, where.n1):
             for i in range(where.i0, where.i1):
@@ -162,7 +171,10 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
                     f.output(
                         y, step_row, step_col,
                         min(f.m, c.dst.h - i * f.m), min(f.m, c.dst.w - j * f.m),
-                        cols, products[p], w.products_step,
+                        cols,
+                        <char *> products[p] + (
+                            (block - first) * VALUES * w.products_step * size),
+                        w.products_step,
                         bias_panel(c, group, block), c.activation)
                     p += 1
         if not c.direct:
@@ -177,8 +189,16 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     cdef isize channels = ceil_div(c.depth, c.kernels.lanes) * c.kernels.lanes
     cdef isize patches = PATCH_BYTES // (VALUES * channels * size) // mr * mr
     cdef tap_list patch = patch_taps(&c.taps, m)
-    patches = min(max(patches, 2 * mr), max(
-        2 * mr, ceil_div(c.dst.n * rows * cols // 8, mr) * mr))
+    # Weights beyond the second-level cache stream past the patches: then more
+    # patches share them, and all blocks take their turn at each point.
+    c.streamed = VALUES * c.depth * c.outs * size > 1 << 20
+    if c.streamed:
+        patches = LARGE_BYTES // (
+            VALUES * (channels + min(c.outs, WEIGHT_BYTES // (
+                VALUES * c.depth * size)) + c.block) * size)
+        patches = min(patches, 112) // mr * mr
+    patches = min(max(patches, 2 * mr), max(2 * mr, ceil_div(
+        c.dst.n * rows * cols // (2 if c.streamed else 8), mr) * mr))
     c.depth_now = c.depth
     c.panel_bytes = winograd_panel_bytes(c)
     c.grid = cut(c.dst.n, rows, cols, patches)

@@ -13,6 +13,7 @@ from correlate cimport aligned
 from geometry cimport ceil_div, even_share
 from kernels cimport (
     CNN_ADD, CNN_LINEAR, CNN_POINTS, cnn_kernels, cnn_tile, cnn_winograd, isize,
+    run_tile,
 )
 from libc.string cimport memset
 from weight_gradient cimport (
@@ -95,7 +96,7 @@ cdef inline void winograd_gradient_task(
     for row in range(s.rows):  # a row beyond the channels is not looked at
         a[row] = scratch + s.v + (row if row < part.channels else 0) * size
     q.start, q.activation = CNN_ADD, CNN_LINEAR
-    q.batches, q.rows = 1, mr
+    q.batches = 1
     q.a_next, q.a_move, q.a_step = 0, 0, channels
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
                    (part.chunk + 1) * boxes(&w.grid) // w.chunks):
@@ -141,7 +142,8 @@ cdef inline void winograd_gradient_task(
                 for row in range(s.rows // mr):
                     q.a = a + row * mr
                     q.c = c + row * mr
-                    kernels.tile[width // kernels.lanes - 1](&q)
+                    q.rows = min(mr, part.channels - row * mr)
+                    run_tile(kernels, &q, width)
                 sums += s.rows * width * size
                 f += width
     # sums[point][block][channel][filter] -> taps[block][tap][channel][filter]

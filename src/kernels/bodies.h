@@ -2,16 +2,22 @@
 #include "vec.h"
 
 #define UNROLL UNROLL_ALL
+#define ROWS MR
 #define NV 1
-#define TILE(n) FN(tile1)
+#define TILE FN(tile1)
 #include "tile.h"
-#undef NV
-#undef TILE
 #define NV 2
-#define TILE(n) FN(tile2)
+#define TILE FN(tile2)
 #include "tile.h"
-#undef NV
-#undef TILE
+#undef ROWS
+#define ROWS (MR / 2)
+#define NV 1
+#define TILE FN(half_tile1)
+#include "tile.h"
+#define NV 2
+#define TILE FN(half_tile2)
+#include "tile.h"
+#undef ROWS
 #include "pool.h"
 #include "transpose.h"
 #if FLOAT_BITS == 32 /* double is for exactness: direct sums only */
@@ -38,6 +44,8 @@ static const cnn_winograd FN(winograd)[] = {WINOGRAD_TABLE(3), WINOGRAD_TABLE(5)
 #undef UNROLL
 
 static void (*const FN(tiles)[])(const cnn_tile *) = {FN(tile1), FN(tile2)};
+static void (*const FN(half_tiles)[])(const cnn_tile *) = {FN(half_tile1),
+                                                           FN(half_tile2)};
 
 static const cnn_kernels FN(kernels) = {
     .itemsize = sizeof(REAL),
@@ -45,6 +53,7 @@ static const cnn_kernels FN(kernels) = {
     .mr = MR,
     .vectors = 2,
     .tile = FN(tiles),
+    .half_tile = FN(half_tiles),
     .transpose = FN(transpose),
     .copy = FN(copy),
     .pack = FN(pack),

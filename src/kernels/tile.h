@@ -1,18 +1,18 @@
-/* The one arithmetic body of every convolution pass: an MR x (NV * LANES) tile of
- * C held in registers. Included once per number of vectors NV. */
+/* The one arithmetic body of every convolution pass: a tile of ROWS x (NV *
+ * LANES) sums held in registers. Included once per ROWS and NV. */
 #define TILE_LOOP(STEP)                                                           \
     for (isize k = 0; k < depth; k++, b += b_step) {                              \
         VEC row[NV];                                                              \
         UNROLL for (int v = 0; v < NV; v++) row[v] = FN(load)(b + v * LANES);     \
-        UNROLL for (int i = 0; i < MR; i++) {                                     \
+        UNROLL for (int i = 0; i < ROWS; i++) {                                     \
             REAL scalar = a[i][k * (STEP)];                                       \
             UNROLL for (int v = 0; v < NV; v++) acc[i][v] += scalar * row[v];     \
         }                                                                         \
     }
 
-static void TILE(NV)(const cnn_tile *q)
+static void TILE(const cnn_tile *q)
 {
-    VEC acc[MR][NV];
+    VEC acc[ROWS][NV];
     const isize depth = q->depth, a_step = q->a_step, b_step = q->b_step;
     const isize cols = q->cols;
     const int whole = cols == NV * LANES;
@@ -20,16 +20,16 @@ static void TILE(NV)(const cnn_tile *q)
     if (q->start == CNN_BIAS) {
         UNROLL for (int v = 0; v < NV; v++) {
             VEC bias = FN(load)((const REAL *)q->bias + v * LANES);
-            UNROLL for (int i = 0; i < MR; i++) acc[i][v] = bias;
+            UNROLL for (int i = 0; i < ROWS; i++) acc[i][v] = bias;
         }
     } else {
-        UNROLL for (int i = 0; i < MR; i++)
+        UNROLL for (int i = 0; i < ROWS; i++)
             UNROLL for (int v = 0; v < NV; v++) acc[i][v] = (VEC){0};
     }
-    /* C[MR x NR] += A[MR x depth] . B[depth x NR], batch by batch */
+    /* C[ROWS x NR] += A[ROWS x depth] . B[depth x NR], batch by batch */
     for (isize t = 0; t < q->batches; t++) {
-        const REAL *a[MR], *b = (const REAL *)q->b + t * q->b_move;
-        UNROLL for (int i = 0; i < MR; i++)
+        const REAL *a[ROWS], *b = (const REAL *)q->b + t * q->b_move;
+        UNROLL for (int i = 0; i < ROWS; i++)
             a[i] = (const REAL *)q->a[t * q->a_next + i] + q->a_from + t * q->a_move;
         if (a_step == 1) {
             TILE_LOOP(1)
@@ -37,7 +37,7 @@ static void TILE(NV)(const cnn_tile *q)
             TILE_LOOP(a_step)
         }
     }
-    UNROLL for (int i = 0; i < MR; i++) {
+    UNROLL for (int i = 0; i < ROWS; i++) {
         if (i >= q->rows) break;
         REAL *c = (REAL *)q->c[i] + q->c_move;
         UNROLL for (int v = 0; v < NV; v++) {
@@ -57,3 +57,5 @@ static void TILE(NV)(const cnn_tile *q)
     }
 }
 #undef TILE_LOOP
+#undef TILE
+#undef NV
