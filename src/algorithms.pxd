@@ -1,7 +1,9 @@
 # Which algorithm a correlation gets, and the loop that runs it.
 
 from boxes cimport band_of, boxes, tap_list
-from correlate cimport aligned, correlation, order_of_weights
+from correlate cimport (
+    DIRECT, PLANES, WINOGRAD, aligned, correlation, order_of_weights,
+)
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
     plan_direct,
@@ -12,6 +14,9 @@ from kernels cimport (
     kernels_for,
 )
 from libc.string cimport memset
+from planes cimport (
+    offsets_of_planes, plan_planes, plane_pack_task, plane_space_of, plane_task,
+)
 from weight_gradient cimport (
     CHUNKS_BYTES, add_chunks_task, gradient_of_weight, gradient_task,
     plan_gradient, space_of, whole_vectors,
@@ -55,6 +60,19 @@ cdef inline const cnn_winograd *filtering(
     return f
 
 
+cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
+    """Choose the algorithm of a correlation from its geometry."""
+    cdef isize few = min(c.depth, c.outs)
+    c.winograd = filtering(
+        runtime, c.kernels, &c.taps, c.depth, c.outs, c.dst.n, c.dst.h, c.dst.w)
+    if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
+        return WINOGRAD
+    # vectors of channels would stay half empty, or runs of them too short
+    if few < 16 and c.taps.count > 0:
+        return PLANES
+    return DIRECT
+
+
 cdef inline int correlate(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
@@ -68,22 +86,25 @@ cdef inline int correlate(
     c.block = c.kernels.lanes * c.kernels.vectors
     c.blocks = ceil_div(c.outs, c.block)
     c.direct = c.dst.step_c == 1 or c.outs == 1
-    c.winograd = filtering(
-        runtime, c.kernels, &c.taps, c.depth, c.outs, c.dst.n, c.dst.h, c.dst.w)
-    if winograd_panel_bytes(c) > WEIGHT_BYTES:
-        c.winograd = NULL
-    if c.winograd != NULL:
+    c.algorithm = choose(runtime, c)
+    if c.algorithm == PLANES:
+        plan_planes(c)
+        c.blocks = 1
+        depth = c.depth
+    elif c.algorithm == WINOGRAD:
         plan_winograd(c)
-        per_pass = WEIGHT_BYTES // c.panel_bytes
+        depth = c.depth
     else:
         plan_direct(c)
-        per_pass = max(1, PANEL_BYTES // max(1, c.panel_bytes))
+        depth = c.depth_now
+    per_pass = PANEL_BYTES
+    if c.algorithm == WINOGRAD:
+        per_pass = WEIGHT_BYTES
+    per_pass = max(1, per_pass // max(1, c.panel_bytes))
     panels = min(per_pass, c.groups * c.blocks)
-    depth = c.depth_now
     shared = <char *> runtime.take(
         aligned(panels * c.panel_bytes) + aligned(panels * c.block * size)
-        + (c.weight_taps * (1 if c.transposed else depth) + c.taps.count)
-        * <isize> sizeof(isize))
+        + c.depth * max(c.weight_taps, c.taps.count) * <isize> sizeof(isize))
     if shared == NULL:
         return -1
     c.panels = shared
@@ -98,15 +119,16 @@ cdef inline int correlate(
             c.block1 = min(c.blocks, c.block0 + per_pass)
             c.depth0 = 0
             while c.depth0 < c.depth:
-                c.depth_now = min(depth, c.depth - c.depth0)
+                if c.algorithm == DIRECT:
+                    c.depth_now = min(depth, c.depth - c.depth0)
                 c.start = CNN_BIAS if c.depth0 == 0 else CNN_ADD
                 c.end = CNN_LINEAR
-                if c.depth0 + c.depth_now == c.depth:
+                if c.depth0 + depth >= c.depth:
                     c.end = c.activation
                 if run_pass(runtime, c):
                     runtime.give(shared)
                     return -1
-                c.depth0 += c.depth_now
+                c.depth0 += depth
             c.block0 = c.block1
         c.group0 = c.group1
     runtime.give(shared)
@@ -116,15 +138,22 @@ cdef inline int correlate(
 cdef inline int run_pass(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
-    cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0
+    cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0, group
     cdef double weights = (
-        <double> groups * count * c.block * c.depth_now * c.weight_taps)
+        <double> groups * min(c.outs, count * c.block) * c.depth * c.weight_taps)
     cdef double work = weights * c.dst.n * c.dst.h * c.dst.w
     cdef isize tasks = boxes(&c.grid) * groups
+    if c.algorithm == PLANES:
+        c.panels -= c.group0 * c.panel_bytes
+        for group in range(c.group0, c.group1):
+            plane_pack_task(c, group, NULL)
+        c.panels += c.group0 * c.panel_bytes
+        offsets_of_planes(c)
+        return runtime.run(plane_task, c, tasks, plane_space_of(c).total, work)
     order_of_weights(c)
     # few boxes: several tasks share a box's pixels, each with its own blocks
     c.splits = min(count, max(1, ceil_div(8, tasks)))
-    if c.winograd != NULL:
+    if c.algorithm == WINOGRAD:
         if runtime.run(winograd_pack_task, c, groups * count,
                        winograd_pack_bytes(c), 8 * weights):
             return -1

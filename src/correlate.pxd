@@ -9,8 +9,20 @@
 
 from boxes cimport band, box, box_grid, tap_list
 from geometry cimport ceil_div, image, pixel
-from kernels cimport cnn_kernels, cnn_winograd, isize
+from kernels cimport cnn_kernels, cnn_plane_kernel, cnn_winograd, isize
 from libc.string cimport memcpy, memset
+
+
+# The planes of a box: [channel][phase][row][column], in elements.
+cdef struct plane_band:
+    isize rows, pitch                   # of one phase
+    isize phase_step, channel_step
+
+
+cdef enum:
+    DIRECT
+    PLANES
+    WINOGRAD
 
 
 cdef struct correlation:
@@ -26,6 +38,9 @@ cdef struct correlation:
     int activation
 
     # what the geometry leads to
+    int algorithm
+    const cnn_plane_kernel *plane       # PLANES: shape of its tiles
+    plane_band planes
     const cnn_winograd *winograd        # NULL: the direct sum
     box_grid grid                       # of outputs, or of Winograd's patches
     band around

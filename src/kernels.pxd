@@ -49,6 +49,21 @@ cdef extern from "table.h" nogil:
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*gradient)(void *const *, const void *, isize, isize) noexcept nogil
 
+    ctypedef struct cnn_plane_tile:
+        isize rows, depth
+        const void *a
+        isize a_step
+        const void *b
+        const isize *at
+        void *c
+        isize c_step
+        const void *bias
+        int start, activation
+
+    ctypedef struct cnn_plane_kernel:
+        isize rows, vectors
+        void (*run)(const cnn_plane_tile *) noexcept nogil
+
     ctypedef struct cnn_kernels:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
@@ -64,6 +79,7 @@ cdef extern from "table.h" nogil:
         void (*sum_parts)(void *, const void *, isize, isize, isize) noexcept nogil
         void (*sum_rows)(
             void *, const void *, isize, isize, isize, isize) noexcept nogil
+        const cnn_plane_kernel *plane_tile
         const cnn_winograd *winograd
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil

@@ -18,6 +18,29 @@
 #define TILE FN(half_tile2)
 #include "tile.h"
 #undef ROWS
+#define ROWS PLANE_ROWS_1
+#define NV PLANE_VECTORS_1
+#define TILE FN(plane_tile_1)
+#include "plane_tile.h"
+#define ROWS PLANE_ROWS_2
+#define NV PLANE_VECTORS_2
+#define TILE FN(plane_tile_2)
+#include "plane_tile.h"
+#define ROWS PLANE_ROWS_3
+#define NV PLANE_VECTORS_3
+#define TILE FN(plane_tile_3)
+#include "plane_tile.h"
+#define ROWS PLANE_ROWS_4
+#define NV PLANE_VECTORS_4
+#define TILE FN(plane_tile_4)
+#include "plane_tile.h"
+static const cnn_plane_kernel FN(plane_tiles)[] = {
+    {PLANE_ROWS_1, PLANE_VECTORS_1, FN(plane_tile_1)},
+    {PLANE_ROWS_2, PLANE_VECTORS_2, FN(plane_tile_2)},
+    {PLANE_ROWS_3, PLANE_VECTORS_3, FN(plane_tile_3)},
+    {PLANE_ROWS_4, PLANE_VECTORS_4, FN(plane_tile_4)},
+    {0, 0, 0},
+};
 #include "pool.h"
 #include "transpose.h"
 #if FLOAT_BITS == 32 /* double is for exactness: direct sums only */
@@ -54,6 +77,7 @@ static const cnn_kernels FN(kernels) = {
     .vectors = 2,
     .tile = FN(tiles),
     .half_tile = FN(half_tiles),
+    .plane_tile = FN(plane_tiles),
     .transpose = FN(transpose),
     .copy = FN(copy),
     .pack = FN(pack),

@@ -2,4 +2,12 @@
 #define ISA avx2
 #define VBYTES 32
 #define MR 6
+#define PLANE_ROWS_1 1
+#define PLANE_VECTORS_1 8
+#define PLANE_ROWS_2 2
+#define PLANE_VECTORS_2 5
+#define PLANE_ROWS_3 3
+#define PLANE_VECTORS_3 4
+#define PLANE_ROWS_4 4
+#define PLANE_VECTORS_4 3
 #include "kernel_set.h"

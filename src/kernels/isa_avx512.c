@@ -2,4 +2,12 @@
 #define ISA avx512
 #define VBYTES 64
 #define MR 14
+#define PLANE_ROWS_1 1
+#define PLANE_VECTORS_1 8
+#define PLANE_ROWS_2 3
+#define PLANE_VECTORS_2 8
+#define PLANE_ROWS_3 6
+#define PLANE_VECTORS_3 4
+#define PLANE_ROWS_4 8
+#define PLANE_VECTORS_4 3
 #include "kernel_set.h"

@@ -2,4 +2,12 @@
 #define ISA baseline
 #define VBYTES 16
 #define MR 5
+#define PLANE_ROWS_1 1
+#define PLANE_VECTORS_1 4
+#define PLANE_ROWS_2 2
+#define PLANE_VECTORS_2 4
+#define PLANE_ROWS_3 3
+#define PLANE_VECTORS_3 3
+#define PLANE_ROWS_4 4
+#define PLANE_VECTORS_4 2
 #include "kernel_set.h"

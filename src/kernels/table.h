@@ -33,6 +33,25 @@ typedef struct {
     int start, activation;
 } cnn_tile;
 
+/* C[rows x cols] = start + sum over k < depth of A(i, k) B(k, j), B's rows being
+ * pixels of planes: row k begins at b + at[k]. Whole vectors are stored. */
+typedef struct {
+    isize rows, depth;
+    const void *a;            /* rows * a_step values */
+    isize a_step;
+    const void *b;
+    const isize *at;
+    void *c;
+    isize c_step;
+    const void *bias;         /* a value per row */
+    int start, activation;
+} cnn_plane_tile;
+
+typedef struct {
+    isize rows, vectors;
+    void (*run)(const cnn_plane_tile *);
+} cnn_plane_kernel;
+
 /* `count` neighbouring outputs, each over a window of rows x cols pixels. */
 typedef struct {
     isize count, lane;        /* x advances by `lane` from output to output */
@@ -93,6 +112,7 @@ typedef struct {
     void (*sum_rows)(void *dst, const void *src, isize src_row, isize src_col,
                      isize rows, isize cols);
 
+    const cnn_plane_kernel *plane_tile;   /* by rising rows, ends with rows = 0 */
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,

@@ -1,7 +1,7 @@
 /* The one arithmetic body of every convolution pass: a tile of ROWS x (NV *
  * LANES) sums held in registers. Included once per ROWS and NV. */
 #define TILE_LOOP(STEP)                                                           \
-    for (isize k = 0; k < depth; k++, b += b_step) {                              \
+    for (; k < depth; k++, b += b_step) {                                         \
         VEC row[NV];                                                              \
         UNROLL for (int v = 0; v < NV; v++) row[v] = FN(load)(b + v * LANES);     \
         UNROLL for (int i = 0; i < ROWS; i++) {                                     \
@@ -31,7 +31,17 @@ static void TILE(const cnn_tile *q)
         const REAL *a[ROWS], *b = (const REAL *)q->b + t * q->b_move;
         UNROLL for (int i = 0; i < ROWS; i++)
             a[i] = (const REAL *)q->a[t * q->a_next + i] + q->a_from + t * q->a_move;
+        isize k = 0;
         if (a_step == 1) {
+#if NV == 1
+            /* four steps at once: a row pointer may have to come from memory */
+            for (; k + 4 <= depth; k += 4, b += 4 * b_step) {
+                VEC row[4];
+                UNROLL for (int u = 0; u < 4; u++) row[u] = FN(load)(b + u * b_step);
+                UNROLL for (int i = 0; i < ROWS; i++)
+                    UNROLL for (int u = 0; u < 4; u++) acc[i][0] += a[i][k + u] * row[u];
+            }
+#endif
             TILE_LOOP(1)
         } else {
             TILE_LOOP(a_step)

@@ -76,8 +76,19 @@ static void FN(copy)(void *dst_, isize dst_row, isize dst_col, const void *src_,
             }
             return;
         }
-        for (isize i = 0; i < rows; i++)
-            memcpy(dst + i * dst_row, src + i * src_row, (size_t)cols * sizeof(REAL));
+        if (cols > 16 * LANES) {
+            for (isize i = 0; i < rows; i++)
+                memcpy(dst + i * dst_row, src + i * src_row,
+                       (size_t)cols * sizeof(REAL));
+            return;
+        }
+        for (isize i = 0; i < rows; i++) { /* short rows: no call for each */
+            const REAL *from = src + i * src_row;
+            REAL *to = dst + i * dst_row;
+            isize j = 0;
+            for (; j + LANES <= cols; j += LANES) FN(store)(to + j, FN(load)(from + j));
+            if (j < cols) FN(store_part)(to + j, FN(load_part)(from + j, cols - j), cols - j);
+        }
     } else if (rows > 1 && dst_row == 1 && src_col == 1) {
         FN(transpose)(dst, dst_col, src, src_row, rows, cols);
     } else if (rows > 1 && dst_col == 1 && src_row == 1) {

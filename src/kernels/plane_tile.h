@@ -1,0 +1,40 @@
+/* The tile for few channels or few filters: rows are filters, vectors are pixels of
+ * planes, so that no lane waits for a channel that is not there. Included once per
+ * ROWS and NV. */
+static void TILE(const cnn_plane_tile *q)
+{
+    VEC acc[ROWS][NV];
+    const isize depth = q->depth, a_step = q->a_step, *at = q->at;
+    const REAL *a = q->a, *base = q->b;
+
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        VEC start = {0};
+        if (q->start == CNN_BIAS && i < q->rows)
+            start = FN(splat)(((const REAL *)q->bias)[i]);
+        UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start;
+    }
+    /* weight[rows x depth] . pixels[depth x NV * LANES], a plane at a time */
+    for (isize k = 0; k < depth; k++) {
+        const REAL *b = base + at[k];
+        VEC row[NV];
+        UNROLL for (int v = 0; v < NV; v++) row[v] = FN(load)(b + v * LANES);
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            REAL scalar = a[i * a_step + k];
+            UNROLL for (int v = 0; v < NV; v++) acc[i][v] += scalar * row[v];
+        }
+    }
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        if (i >= q->rows) break;
+        REAL *c = (REAL *)q->c + i * q->c_step;
+        UNROLL for (int v = 0; v < NV; v++) {
+            VEC sum = acc[i][v];
+            if (q->start == CNN_ADD) sum += FN(load)(c + v * LANES);
+            if (q->activation == CNN_RELU)
+                sum = FN(select)((IVEC)(sum <= 0), (VEC){0}, sum);
+            FN(store)(c + v * LANES, sum);
+        }
+    }
+}
+#undef TILE
+#undef ROWS
+#undef NV
