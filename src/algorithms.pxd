@@ -149,7 +149,9 @@ cdef inline int run_pass(
             plane_pack_task(c, group, NULL)
         c.panels += c.group0 * c.panel_bytes
         offsets_of_planes(c)
-        return runtime.run(plane_task, c, tasks, plane_space_of(c).total, work)
+        return runtime.run(
+            plane_task, c, boxes(&c.grid) * ceil_div(groups, c.gang),
+            plane_space_of(c).total, work)
     order_of_weights(c)
     # few boxes: several tasks share a box's pixels, each with its own blocks
     c.splits = min(count, max(1, ceil_div(8, tasks)))

@@ -41,6 +41,7 @@ cdef struct correlation:
     int algorithm
     const cnn_plane_kernel *plane       # PLANES: shape of its tiles
     plane_band planes
+    isize gang                          # PLANES: groups of a task
     const cnn_winograd *winograd        # NULL: the direct sum
     box_grid grid                       # of outputs, or of Winograd's patches
     band around

@@ -52,29 +52,28 @@ cdef inline void fill_planes(
     cdef isize phases_y = min(taps.sy, taps.dy_max - taps.dy_min + 1)
     cdef isize phases_x = min(taps.sx, taps.dx_max - taps.dx_min + 1)
     cdef isize rows = where.i1 - where.i0 + (taps.dy_max - taps.dy_min) // taps.sy
-    for c in range(channels):
-        for py in range(phases_y):
-            for px in range(phases_x):
-                # columns first + q*sx, x0 <= q < x1, lie inside of the image
-                first = where.j0 * taps.sx + taps.dx_min + px
-                x0 = ceil_div(-first, taps.sx) if first < 0 else 0
-                x1 = min(ceil_div(src.w - first, taps.sx), b.pitch)
-                for row in range(rows):
-                    y = (where.i0 + row) * taps.sy + taps.dy_min + py
-                    if y < 0 or y >= src.h or x1 <= x0:
-                        memset(to, 0, b.pitch * size)
-                    else:
-                        if x0 > 0:
-                            memset(to, 0, x0 * size)
-                        kernels.copy(
-                            to + x0 * size, 1, 1,
-                            pixel(src, where.n0, channel + c, y,
-                                  first + x0 * taps.sx),
-                            taps.sx * src.step_w, 1, x1 - x0, 1)
-                        if x1 < b.pitch:
-                            memset(to + x1 * size, 0, (b.pitch - x1) * size)
-                    to += b.pitch * size
-                to += (b.rows - rows) * b.pitch * size
+    cdef isize step = b.channel_step * size
+    for py in range(phases_y):
+        for px in range(phases_x):
+            # columns first + q*sx, x0 <= q < x1, lie inside of the image
+            first = where.j0 * taps.sx + taps.dx_min + px
+            x0 = ceil_div(-first, taps.sx) if first < 0 else 0
+            x1 = min(ceil_div(src.w - first, taps.sx), b.pitch)
+            for row in range(rows):
+                y = (where.i0 + row) * taps.sy + taps.dy_min + py
+                if y < 0 or y >= src.h or x1 <= x0:
+                    for c in range(channels):
+                        memset(to + c * step, 0, b.pitch * size)
+                else:
+                    kernels.copy(
+                        to + x0 * size, b.channel_step, 1,
+                        pixel(src, where.n0, channel, y, first + x0 * taps.sx),
+                        src.step_c, taps.sx * src.step_w, channels, x1 - x0)
+                    for c in range(channels if x0 > 0 or x1 < b.pitch else 0):
+                        memset(to + c * step, 0, x0 * size)
+                        memset(to + c * step + x1 * size, 0, (b.pitch - x1) * size)
+                to += b.pitch * size
+            to += (b.rows - rows) * b.pitch * size
 
 
 cdef inline const cnn_plane_kernel *plane_kernel_for(
@@ -103,9 +102,9 @@ cdef inline plane_space plane_space_of(const correlation *c) noexcept nogil:
     s.tile = c.plane.vectors * c.kernels.lanes
     s.positions = ceil_div(c.grid.box_h * c.planes.pitch, s.tile) * s.tile
     # a tile reads on beyond the last row's last output
-    s.sums = aligned(
-        (c.depth_now * c.planes.channel_step + s.tile + c.planes.pitch) * size)
-    s.total = s.sums + c.outs * s.positions * size
+    s.sums = aligned(size * (
+        c.gang * c.depth_now * c.planes.channel_step + s.tile + c.planes.pitch))
+    s.total = s.sums + c.gang * c.outs * s.positions * size
     return s
 
 
@@ -148,22 +147,25 @@ cdef inline void plane_task(void *job, isize task, char *scratch) noexcept nogil
     cdef const correlation *c = <const correlation *> job
     cdef const cnn_kernels *kernels = c.kernels
     cdef isize size = kernels.itemsize, count = c.taps.count
-    cdef isize groups = c.group1 - c.group0
-    cdef isize group = c.group0 + task % groups
-    cdef box where = box_at(&c.grid, task // groups)
+    cdef isize gangs = ceil_div(c.group1 - c.group0, c.gang)
+    cdef isize group = c.group0 + task % gangs * c.gang
+    cdef isize groups = min(c.gang, c.group1 - group)
+    cdef box where = box_at(&c.grid, task // gangs)
     cdef plane_space space = plane_space_of(c)
     cdef isize rows = where.i1 - where.i0, cols = where.j1 - where.j0
     cdef isize last = (rows - 1) * c.planes.pitch + cols
-    cdef isize d, m, p, i
+    cdef isize d, g, m, p, i
     cdef char *sums = scratch + space.sums
-    cdef const char *weights = c.panels + (group - c.group0) * c.panel_bytes
+    cdef const char *weights
     cdef cnn_plane_tile q
     q.a_step, q.c_step, q.at = c.depth * count, space.positions, c.to
     d = 0
     while True:
+        # several groups, or a chunk of the channels of one
         q.depth = min(c.depth_now, c.depth - d) * count
         fill_planes(scratch, &c.planes, &where, &c.taps, kernels, &c.src,
-                    group * c.depth + d, min(c.depth_now, c.depth - d))
+                    group * c.depth + d,
+                    groups * c.depth if c.gang > 1 else min(c.depth_now, c.depth - d))
         q.start = CNN_ADD
         if d == 0:
             q.start = CNN_ZERO if c.bias == NULL else CNN_BIAS
@@ -171,16 +173,20 @@ cdef inline void plane_task(void *job, isize task, char *scratch) noexcept nogil
         if d + c.depth_now >= c.depth:
             q.activation = c.activation
         # weight[filters x depth] . planes[depth x positions] -> sums
-        for p in range(ceil_div(last, space.tile)):
-            q.b = scratch + p * space.tile * size
-            for i in range(ceil_div(c.outs, c.plane.rows)):
-                m = i * c.plane.rows
-                q.rows = min(c.plane.rows, c.outs - m)
-                q.a = weights + (m * q.a_step + d * count) * size
-                q.c = sums + (m * space.positions + p * space.tile) * size
-                if c.bias != NULL:
-                    q.bias = c.bias + (group * c.outs + m) * size
-                c.plane.run(&q)
+        for g in range(groups):
+            weights = c.panels + (group + g - c.group0) * c.panel_bytes
+            for p in range(ceil_div(last, space.tile)):
+                q.b = scratch + size * (
+                    g * c.depth * c.planes.channel_step + p * space.tile)
+                for i in range(ceil_div(c.outs, c.plane.rows)):
+                    m = i * c.plane.rows
+                    q.rows = min(c.plane.rows, c.outs - m)
+                    q.a = weights + (m * q.a_step + d * count) * size
+                    q.c = sums + size * (
+                        (g * c.outs + m) * space.positions + p * space.tile)
+                    if c.bias != NULL:
+                        q.bias = c.bias + ((group + g) * c.outs + m) * size
+                    c.plane.run(&q)
         d += c.depth_now
         if d >= c.depth:
             break
@@ -189,9 +195,9 @@ cdef inline void plane_task(void *job, isize task, char *scratch) noexcept nogil
             kernels.copy(
                 pixel(&c.dst, where.n0, group * c.outs, where.i0 + i, where.j0),
                 c.dst.step_w, 1, sums + i * c.planes.pitch * size, 1,
-                space.positions, cols, c.outs)
+                space.positions, cols, groups * c.outs)
         return
-    for m in range(c.outs):
+    for m in range(groups * c.outs):
         kernels.copy(
             pixel(&c.dst, where.n0, group * c.outs + m, where.i0, where.j0),
             c.dst.step_h, c.dst.step_w, sums + m * space.positions * size,
@@ -218,5 +224,9 @@ cdef inline void plan_planes(correlation *c) noexcept nogil:
         elif not halve(&c.grid, 64):
             break
         c.planes = plane_band_of(&c.grid, &c.taps)
+    # groups of few channels share a task, so that its copies move whole vectors
+    c.gang = 1
+    if c.depth_now == c.depth:
+        c.gang = min(c.groups, ceil_div(16, max(c.depth, c.outs)))
     c.panel_bytes = aligned(
         (ceil_div(c.outs, c.plane.rows) * c.plane.rows) * c.depth * c.taps.count * size)
