@@ -76,15 +76,24 @@ cdef inline void fill_planes(
             to += (b.rows - rows) * b.pitch * size
 
 
+cdef inline double plane_cost(
+    const cnn_plane_kernel *k, isize filters
+) noexcept nogil:
+    """Cycles of a kernel shape for one vector of all filters: sums or loads.
+
+    Two of each go through in a cycle; a vector that crosses cache lines loads twice.
+    """
+    return ceil_div(filters, k.rows) * max(
+        <double> k.rows * k.vectors, k.rows + 1.7 * k.vectors) / k.vectors
+
+
 cdef inline const cnn_plane_kernel *plane_kernel_for(
     const cnn_kernels *kernels, isize filters
 ) noexcept nogil:
-    """The shape that leaves the fewest rows empty; of equals, the tallest."""
     cdef const cnn_plane_kernel *best = kernels.plane_tile
     cdef const cnn_plane_kernel *k = best + 1
     while k.rows > 0:
-        if ceil_div(filters, k.rows) * k.rows <= ceil_div(
-                filters, best.rows) * best.rows:
+        if plane_cost(k, filters) <= plane_cost(best, filters):
             best = k
         k += 1
     return best
