@@ -2,7 +2,7 @@
 
 from boxes cimport band_of, boxes, tap_list
 from correlate cimport (
-    DIRECT, PLANES, WINOGRAD, aligned, correlation, order_of_weights,
+    DEPTHWISE, DIRECT, PLANES, WINOGRAD, aligned, correlation, order_of_weights,
 )
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
@@ -10,16 +10,24 @@ from direct cimport (
 )
 from geometry cimport ceil_div
 from kernels cimport (
-    CNN_ADD, CNN_BIAS, CNN_LINEAR, cnn_kernels, cnn_runtime, cnn_winograd, isize,
-    kernels_for,
+    CNN_ADD, CNN_BIAS, CNN_LINEAR, cnn_kernels, cnn_runtime, cnn_task, cnn_winograd,
+    isize, kernels_for,
 )
-from libc.string cimport memset
+from depthwise cimport (
+    depthwise_gradient_space, depthwise_gradient_task, depthwise_pack,
+    depthwise_space, depthwise_task, plan_depthwise, plan_depthwise_gradient,
+    store_depthwise,
+)
+from libc.string cimport memcpy, memset
+from planes_gradient cimport (
+    dot_space_of, plan_planes_gradient, planes_gradient_task, store_planes,
+)
 from planes cimport (
     offsets_of_planes, plan_planes, plane_pack_task, plane_space_of, plane_task,
 )
 from weight_gradient cimport (
     CHUNKS_BYTES, add_chunks_task, gradient_of_weight, gradient_task,
-    plan_gradient, space_of, whole_vectors,
+    plan_gradient, space_of, store_weights, whole_vectors,
 )
 from winograd_gradient cimport (
     plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
@@ -67,10 +75,13 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
         runtime, c.kernels, &c.taps, c.depth, c.outs, c.dst.n, c.dst.h, c.dst.w)
     if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
         return WINOGRAD
+    if c.taps.count == 0:
+        return DIRECT
+    if (few == 1 and c.depth == c.outs and c.groups > 1
+            and c.src.step_c == 1 and c.dst.step_c == 1):
+        return DEPTHWISE
     # vectors of channels would stay half empty, or runs of them too short
-    if few < 16 and c.taps.count > 0:
-        return PLANES
-    return DIRECT
+    return PLANES if few < 16 else DIRECT
 
 
 cdef inline int correlate(
@@ -87,6 +98,8 @@ cdef inline int correlate(
     c.blocks = ceil_div(c.outs, c.block)
     c.direct = c.dst.step_c == 1 or c.outs == 1
     c.algorithm = choose(runtime, c)
+    if c.algorithm == DEPTHWISE:
+        return correlate_depthwise(runtime, c)
     if c.algorithm == PLANES:
         plan_planes(c)
         c.blocks = 1
@@ -135,6 +148,31 @@ cdef inline int correlate(
     return 0
 
 
+cdef inline int correlate_depthwise(
+    const cnn_runtime *runtime, correlation *c
+) noexcept nogil:
+    cdef isize size = c.kernels.itemsize, lanes = c.kernels.lanes
+    cdef isize weights = aligned((c.groups * c.taps.count + lanes) * size)
+    cdef isize biases = aligned((c.groups + lanes) * size)
+    cdef int failed
+    plan_depthwise(c)
+    c.panels = <char *> runtime.take(
+        weights + biases + c.taps.count * <isize> sizeof(isize))
+    if c.panels == NULL:
+        return -1
+    c.bias_panels = c.panels + weights
+    c.to = <isize *> (c.bias_panels + biases)
+    if c.bias != NULL:
+        memcpy(c.bias_panels, c.bias, c.groups * size)
+    depthwise_pack(c)
+    failed = runtime.run(
+        depthwise_task, c, boxes(&c.grid) * ceil_div(c.groups, c.gang),
+        depthwise_space(c),
+        <double> c.groups * c.dst.n * c.dst.h * c.dst.w * c.taps.count)
+    runtime.give(c.panels)
+    return failed
+
+
 cdef inline int run_pass(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
@@ -169,33 +207,60 @@ cdef inline int run_pass(
                        direct_space_of(c).total, work)
 
 
+cdef inline int choose_gradient(
+    const cnn_runtime *runtime, gradient_of_weight *w
+) noexcept nogil:
+    """Choose the algorithm of a weights' gradient from its geometry."""
+    w.winograd = filtering(
+        runtime, w.kernels, &w.taps, w.channels, w.filters,
+        w.grad_y.n, w.grad_y.h, w.grad_y.w)
+    if w.winograd != NULL:
+        return WINOGRAD
+    if (w.channels == 1 and w.filters == 1 and w.groups > 1
+            and w.x.step_c == 1 and w.grad_y.step_c == 1):
+        return DEPTHWISE
+    return PLANES if min(w.channels, w.filters) < 16 else DIRECT
+
+
 cdef inline int weight_gradient(
     const cnn_runtime *runtime, gradient_of_weight *w
 ) noexcept nogil:
     """Run the whole sum; 0, or -1 if scratch memory ran out."""
     cdef isize weights = w.groups * w.filters * w.channels * w.taps.count
-    cdef isize parts, size, tasks
+    cdef isize parts, size, scratch
+    cdef cnn_task task
     cdef int failed
-    cdef double work
+    cdef double work = <double> weights * w.grad_y.n * w.grad_y.h * w.grad_y.w
     w.kernels = kernels_for(runtime, w.x.itemsize)
     size = w.kernels.itemsize
     if w.grad_y.n == 0:
         memset(w.grad_weight, 0, weights * size)
         return 0
     w.block = w.kernels.lanes * w.kernels.vectors
-    w.winograd = filtering(
-        runtime, w.kernels, &w.taps, w.channels, w.filters,
-        w.grad_y.n, w.grad_y.h, w.grad_y.w)
-    if w.winograd != NULL:
+    w.gang = 1
+    w.store = store_weights
+    w.algorithm = choose_gradient(runtime, w)
+    if w.algorithm == DEPTHWISE:
+        plan_depthwise_gradient(w)
+        scratch = depthwise_gradient_space(w)
+        task, w.store = depthwise_gradient_task, store_depthwise
+    elif w.algorithm == PLANES:
+        plan_planes_gradient(w)
+        scratch = dot_space_of(w).total
+        task, w.store = planes_gradient_task, store_planes
+    elif w.algorithm == WINOGRAD:
         plan_winograd_gradient(w)
+        scratch = winograd_gradient_space_of(
+            w, w.some_channels, w.some_filters).total
+        task = winograd_gradient_task
     else:
         plan_gradient(w)
+        scratch = space_of(w).total
+        task = gradient_task
     w.filter_parts = ceil_div(w.filters, w.some_filters)
     w.channel_parts = ceil_div(w.channels, w.some_channels)
-    parts = w.groups * w.filter_parts * w.channel_parts
+    parts = ceil_div(w.groups, w.gang) * w.filter_parts * w.channel_parts
     # enough tasks to share out, as far as the chunks' sums may be stored
-    w.part_size = (
-        w.some_channels * w.taps.count * whole_vectors(w, w.some_filters))
     w.chunks = min(ceil_div(8, parts), boxes(&w.grid))
     w.chunks = max(1, min(w.chunks, CHUNKS_BYTES // (parts * w.part_size * size)))
     w.partial = NULL
@@ -203,15 +268,7 @@ cdef inline int weight_gradient(
         w.partial = <char *> runtime.take(parts * w.chunks * w.part_size * size)
         if w.partial == NULL:
             return -1
-    work = <double> weights * w.grad_y.n * w.grad_y.h * w.grad_y.w
-    tasks = w.chunks * parts
-    if w.winograd != NULL:
-        failed = runtime.run(
-            winograd_gradient_task, w, tasks,
-            winograd_gradient_space_of(w, w.some_channels, w.some_filters).total,
-            work)
-    else:
-        failed = runtime.run(gradient_task, w, tasks, space_of(w).total, work)
+    failed = runtime.run(task, w, w.chunks * parts, scratch, work)
     if w.chunks > 1:
         if not failed:
             failed = runtime.run(

@@ -22,6 +22,7 @@ cdef struct plane_band:
 cdef enum:
     DIRECT
     PLANES
+    DEPTHWISE
     WINOGRAD
 
 

@@ -64,6 +64,19 @@ cdef extern from "table.h" nogil:
         isize rows, vectors
         void (*run)(const cnn_plane_tile *) noexcept nogil
 
+    ctypedef struct cnn_dot_tile:
+        isize rows, cols, positions
+        const void *a
+        isize a_step
+        const void *b
+        const isize *at
+        void *c
+        isize c_step
+
+    ctypedef struct cnn_dot_kernel:
+        isize rows, cols
+        void (*run)(const cnn_dot_tile *) noexcept nogil
+
     ctypedef struct cnn_kernels:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
@@ -80,6 +93,13 @@ cdef extern from "table.h" nogil:
         void (*sum_rows)(
             void *, const void *, isize, isize, isize, isize) noexcept nogil
         const cnn_plane_kernel *plane_tile
+        const cnn_dot_kernel *dot_tile
+        void (*depthwise)(
+            void *, isize, const void *, isize, const isize *, isize, const void *,
+            isize, isize, const void *, int) noexcept nogil
+        void (*depthwise_gradient)(
+            void *, const void *, isize, const void *, isize, const isize *, isize,
+            isize, isize) noexcept nogil
         const cnn_winograd *winograd
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil

@@ -27,6 +27,15 @@ cdef enum:
     CHUNKS_BYTES = 4 << 20
 
 
+# A task's part of the sum.
+cdef struct gradient_part:
+    isize chunk, group, channel0, channels, filter0, filters
+
+
+ctypedef void (*store_sums)(
+    const gradient_of_weight *, const gradient_part *, const char *) noexcept nogil
+
+
 cdef struct gradient_of_weight:
     const cnn_kernels *kernels
     image x, grad_y
@@ -35,18 +44,16 @@ cdef struct gradient_of_weight:
     tap_list taps
 
     # what the geometry leads to
-    const cnn_winograd *winograd        # NULL: the direct sum
+    int algorithm
+    const cnn_winograd *winograd
+    isize gang                          # PLANES: groups of a part
     box_grid grid                       # of outputs, or of Winograd's patches
     isize block
     isize some_channels, some_filters   # a task's part of the weights
     isize channel_parts, filter_parts, chunks
     isize part_size                     # a part's weights, filters in whole vectors
+    store_sums store
     char *partial                       # [part][chunk][part_size], if chunks > 1
-
-
-# A task's part of the sum.
-cdef struct gradient_part:
-    isize chunk, group, channel0, channels, filter0, filters
 
 
 cdef inline gradient_part part_of(
@@ -114,7 +121,7 @@ cdef inline void add_chunks_task(void *job, isize task, char *scratch) noexcept 
     w.kernels.sum_parts(
         scratch, partial_sums(w, task * w.chunks), w.part_size, w.chunks,
         w.part_size)
-    store_weights(w, &part, scratch)
+    w.store(w, &part, scratch)
 
 
 # What a direct task's scratch holds, in bytes from its start.
@@ -262,6 +269,8 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
             if w.some_channels == 1:
                 break
             w.some_channels = ceil_div(w.some_channels, 2)
+    w.part_size = (
+        w.some_channels * w.taps.count * whole_vectors(w, w.some_filters))
 
 
 cdef inline isize copies_bytes(const gradient_of_weight *w) noexcept nogil:

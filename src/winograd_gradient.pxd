@@ -175,3 +175,5 @@ cdef inline void plan_winograd_gradient(gradient_of_weight *w) noexcept nogil:
     w.some_channels = even_share(w.channels, 128)
     w.grid = cut(
         w.grad_y.n, ceil_div(w.grad_y.h, m), ceil_div(w.grad_y.w, m), 64)
+    w.part_size = (
+        w.some_channels * w.taps.count * whole_vectors(w, w.some_filters))

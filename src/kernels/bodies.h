@@ -43,6 +43,19 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
 };
 #include "pool.h"
 #include "transpose.h"
+#include "depthwise.h"
+#define ROWS 1
+#define COLS DOT_COLS_1
+#define TILE FN(dot_tile_1)
+#include "dot_tile.h"
+#define ROWS DOT_ROWS_2
+#define COLS DOT_COLS_2
+#define TILE FN(dot_tile_2)
+#include "dot_tile.h"
+static const cnn_dot_kernel FN(dot_tiles)[] = {
+    {1, DOT_COLS_1, FN(dot_tile_1)},
+    {DOT_ROWS_2, DOT_COLS_2, FN(dot_tile_2)},
+};
 #if FLOAT_BITS == 32 /* double is for exactness: direct sums only */
 #define R 3
 #define W(name) FN(name##_3)
@@ -78,6 +91,9 @@ static const cnn_kernels FN(kernels) = {
     .tile = FN(tiles),
     .half_tile = FN(half_tiles),
     .plane_tile = FN(plane_tiles),
+    .dot_tile = FN(dot_tiles),
+    .depthwise = FN(depthwise),
+    .depthwise_gradient = FN(depthwise_gradient),
     .transpose = FN(transpose),
     .copy = FN(copy),
     .pack = FN(pack),

@@ -10,4 +10,7 @@
 #define PLANE_VECTORS_3 3
 #define PLANE_ROWS_4 4
 #define PLANE_VECTORS_4 2
+#define DOT_COLS_1 9
+#define DOT_ROWS_2 3
+#define DOT_COLS_2 3
 #include "kernel_set.h"

@@ -10,4 +10,7 @@
 #define PLANE_VECTORS_3 4
 #define PLANE_ROWS_4 8
 #define PLANE_VECTORS_4 3
+#define DOT_COLS_1 9
+#define DOT_ROWS_2 6
+#define DOT_COLS_2 4
 #include "kernel_set.h"

@@ -52,6 +52,23 @@ typedef struct {
     void (*run)(const cnn_plane_tile *);
 } cnn_plane_kernel;
 
+/* C[rows x cols] += sum over positions p of A(i, p) B(j, p), B(j, 0) at b + at[j];
+ * positions are whole vectors, all of them readable. */
+typedef struct {
+    isize rows, cols, positions;
+    const void *a;
+    isize a_step;
+    const void *b;
+    const isize *at;
+    void *c;
+    isize c_step;
+} cnn_dot_tile;
+
+typedef struct {
+    isize rows, cols;
+    void (*run)(const cnn_dot_tile *);
+} cnn_dot_kernel;
+
 /* `count` neighbouring outputs, each over a window of rows x cols pixels. */
 typedef struct {
     isize count, lane;        /* x advances by `lane` from output to output */
@@ -113,6 +130,15 @@ typedef struct {
                      isize rows, isize cols);
 
     const cnn_plane_kernel *plane_tile;   /* by rising rows, ends with rows = 0 */
+    const cnn_dot_kernel *dot_tile;       /* for few rows, then for more */
+    /* one channel in and out: y[p] = bias + sum over taps x[p + at] * weight[tap],
+       weights and sums [tap][channel] */
+    void (*depthwise)(void *y, isize y_step, const void *x, isize x_step,
+                      const isize *at, isize taps, const void *weight,
+                      isize channels, isize count, const void *bias, int activation);
+    void (*depthwise_gradient)(void *sums, const void *grad_y, isize grad_y_step,
+                               const void *x, isize x_step, const isize *at,
+                               isize taps, isize channels, isize count);
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
