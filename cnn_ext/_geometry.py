@@ -17,15 +17,21 @@ __all__ = ["ConvGeometry", "PoolGeometry", "checked_size", "pair"]
 MAX_ELEMENTS = 2**59
 
 
+def shown(value: Any) -> str:
+    """One short line that shows `value` in an error."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def checked_size(value: Any, name: str, minimum: int = 0) -> int:
     """Return `value` as an int that is at least `minimum`, or say what is wrong."""
     if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     try:
         size = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name} must be an integer, got {value!r} of type {type(value).__name__}"
+            f"{name} must be an integer, got {shown(value)} of type {type(value).__name__}"
         ) from None
     if size < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {size}")
@@ -38,7 +44,7 @@ def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     """Return `value`, an int or a pair of ints, as (vertical, horizontal)."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise ValueError(f"{name} must be an int or a pair (h, w), got {value!r}")
+            raise ValueError(f"{name} must be an int or a pair (h, w), got {shown(value)}")
         return (
             checked_size(value[0], f"{name}[0]", minimum),
             checked_size(value[1], f"{name}[1]", minimum),
@@ -53,7 +59,7 @@ def _shape(shape: Any, name: str, axes: str) -> tuple[int, ...]:
         sizes = tuple(shape)
     except TypeError:
         raise TypeError(
-            f"{name} must be a shape ({', '.join(axes)}), got {shape!r}"
+            f"{name} must be a shape ({', '.join(axes)}), got {shown(shape)}"
         ) from None
     if len(sizes) != len(axes):
         raise ValueError(
@@ -88,7 +94,7 @@ def _padding(
         if padding not in ("same", "same_lower"):
             raise ValueError(
                 "padding must be an int, (h, w), ((top, bottom), (left, right)), "
-                f"'valid', 'same' or 'same_lower', got {padding!r}"
+                f"'valid', 'same' or 'same_lower', got {shown(padding)}"
             )
         sides = []
         for i in range(2):
@@ -106,7 +112,7 @@ def _padding(
     if isinstance(padding, (tuple, list)):
         raise ValueError(
             "padding must be an int, (h, w), ((top, bottom), (left, right)), "
-            f"'valid', 'same' or 'same_lower', got {padding!r}"
+            f"'valid', 'same' or 'same_lower', got {shown(padding)}"
         )
     both = checked_size(padding, "padding", 0)
     return (both, both), (both, both)
@@ -272,6 +278,15 @@ def _pooled(size: int, pad: int, extent: int, stride: int, before: int, ceil: bo
     return out
 
 
+def _reach_a_pixel(size: int, before: int, taps: int, stride: int, gap: int) -> bool:
+    """Whether the windows that start in the padding meet the image."""
+    for start in range(-before, 0, stride):
+        steps = -(start // gap)  # the first step that is not in the padding
+        if steps >= taps or start + steps * gap >= size:
+            return False
+    return True
+
+
 @lru_cache(maxsize=1024, typed=True)
 def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     n, c, h, w = _shape(x_shape, "x_shape", "NCHW")
@@ -295,6 +310,15 @@ def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
             f"the kernel covers {extent[0]}x{extent[1]} pixels, more than the padded "
             f"image of {h + top + bottom}x{w + left + right}"
         )
+    for size, before, taps, step, gap in (
+        (h, top, r, stride_h, dilation_h),
+        (w, left, s, stride_w, dilation_w),
+    ):
+        if not _reach_a_pixel(size, before, taps, step, gap):
+            raise ValueError(
+                f"padding of {before} and dilation of {gap} leave a window of "
+                f"{taps} without any pixel of {size}"
+            )
     _check_product((n, c, out_h, out_w), "the output")
     return PoolGeometry(
         n, c, h, w, r, s, stride_h, stride_w, dilation_h, dilation_w,

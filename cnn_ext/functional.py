@@ -28,7 +28,7 @@ from ._arrays import (
     same_dtype,
     vector,
 )
-from ._geometry import ConvGeometry, PoolGeometry, checked_size
+from ._geometry import ConvGeometry, PoolGeometry, checked_size, shown
 
 __all__ = [
     "avg_pool2d",
@@ -194,11 +194,7 @@ def conv2d_backward_weight(
     """
     grad_y, single = images(grad_y, "grad_y")
     x, single_x = images(x, "x")
-    if single != single_x:
-        raise ValueError(
-            "x and grad_y must both be batches or both single images, got "
-            f"{x.ndim - single_x} and {grad_y.ndim - single} axes"
-        )
+    _check_both(x, single_x, grad_y, single)
     g = ConvGeometry.of(x.shape, weight_shape, stride, padding, dilation, groups)
     _check_shape(grad_y, "grad_y", g.y_shape)
     same_dtype(grad_y, "grad_y", x=x)
@@ -492,14 +488,26 @@ def max_pool2d_backward(
     position = _positions(argmax, grad_y, single, g)
     grad_x = result(out, g.x_shape, grad_y, single, grad_y=grad_y, argmax=argmax)
     grad_y = _pool_error(grad_y, grad_x)
-    if position.strides[:] != tuple(
-        step // grad_y.itemsize * position.itemsize for step in grad_y.strides
-    ):
-        same_order = empty(g.y_shape, position.dtype, is_channels_last(grad_y))
-        same_order[...] = position
-        position = same_order
+    if not _same_order(position, grad_y):
+        last = is_channels_last(grad_y)
+        grad_y = _copy(grad_y, last)
+        position = _copy(position, last)
     _pool.max_pool2d_backward(g, grad_y, position, grad_x)
     return grad_x[0] if single else grad_x
+
+
+def _same_order(a: Array, b: Array) -> bool:
+    """Whether two arrays of one shape lie alike in memory, element for element."""
+    return all(
+        size == 1 or p // a.itemsize == q // b.itemsize
+        for size, p, q in zip(a.shape, a.strides, b.strides, strict=True)
+    )
+
+
+def _copy(x: Array, channels_last: bool) -> Array:
+    copy = empty(x.shape, x.dtype, channels_last)
+    copy[...] = x
+    return copy
 
 
 def _positions(argmax: Any, grad_y: Array, single: bool, g: PoolGeometry) -> Array:
@@ -709,7 +717,8 @@ def subsample2d_backward(
         As `subsample2d`.
     """
     grad_y, single = images(grad_y, "grad_y")
-    x, _ = images(x, "x")
+    x, single_x = images(x, "x")
+    _check_both(x, single_x, grad_y, single)
     gain = _gain(gain, "gain", x)
     same_dtype(grad_y, "grad_y", x=x)
     where: dict[str, Any] = {"stride": stride, "padding": padding}
@@ -743,7 +752,7 @@ def _image_shape(shape: Any, single: bool) -> tuple[int, ...]:
     try:
         sizes = tuple(shape)
     except TypeError:
-        raise TypeError(f"x_shape must be a tuple of sizes, got {shape!r}") from None
+        raise TypeError(f"x_shape must be a tuple of sizes, got {shown(shape)}") from None
     if single and len(sizes) == 3:
         return (1, *sizes)
     if single:
@@ -754,6 +763,14 @@ def _image_shape(shape: Any, single: bool) -> tuple[int, ...]:
 def _check_shape(x: Array, name: str, shape: tuple[int, ...]) -> None:
     if x.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
+
+
+def _check_both(x: Array, single_x: bool, grad_y: Array, single: bool) -> None:
+    if single != single_x:
+        raise ValueError(
+            "x and grad_y must both be batches or both single images, got "
+            f"{x.ndim - single_x} and {grad_y.ndim - single} axes"
+        )
 
 
 def _check_sizes(x: Array, name: str) -> None:

@@ -1,0 +1,24 @@
+# Convolution passes on arrays that functional.py has checked. `sizes` are the
+# integers of a ConvGeometry in its order; results are written into the last array.
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+_Array: TypeAlias = NDArray[Any]
+
+def conv2d(
+    sizes: Sequence[int],
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    y: _Array,
+    relu: bool = False,
+) -> None: ...
+def conv2d_backward_input(
+    sizes: Sequence[int], grad_y: _Array, weight: _Array, grad_x: _Array
+) -> None: ...
+def conv2d_backward_weight(
+    sizes: Sequence[int], grad_y: _Array, x: _Array, grad_weight: _Array
+) -> None: ...
+def conv2d_backward_bias(grad_y: _Array, grad_bias: _Array) -> None: ...

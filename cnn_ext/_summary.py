@@ -1,0 +1,69 @@
+"""A model as a table of text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cnn_ext.layers.base import Layer, Shape
+
+if TYPE_CHECKING:
+    from cnn_ext.model import Step
+
+__all__ = ["summary"]
+
+
+def summary(steps: list[Step], names: dict[Layer, str], shapes: list[Shape]) -> str:
+    """Return a line a step: output shape, parameters, multiply-adds of one sample.
+
+    Parameters
+    ----------
+    steps : list of Step
+        The graph.
+    names : dict
+        Layer -> name.
+    shapes : list of tuple
+        Shape of every value, that of the input first.
+    """
+    rows = [["name", "layer", "from", "output", "parameters", "multiply-adds"]]
+    rows.append(["", "input", "", _by(shapes[0]), "", ""])
+    total = work = 0
+    seen = set()
+    for k, step in enumerate(steps):
+        layer = step.layer
+        inputs = tuple(shapes[i] for i in step.inputs)
+        adds = layer.multiply_adds(inputs if layer.joins else inputs[0])
+        size = sum(parameter.size for parameter in layer.parameters.values())
+        sources = (names[steps[i - 1].layer] if i else "input" for i in step.inputs)
+        rows.append(
+            [
+                names[layer],
+                repr(layer),
+                ", ".join(sources),
+                _by(shapes[k + 1]),
+                "shared" if layer in seen else f"{size:,}",
+                f"{adds:,}",
+            ]
+        )
+        work += adds
+        total += 0 if layer in seen else size
+        seen.add(layer)
+    rows.append(["", "total", "", "", f"{total:,}", f"{work:,}"])
+    if all(step.inputs == (k,) for k, step in enumerate(steps)):
+        rows = [row[:2] + row[3:] for row in rows]  # a chain: each from the one above
+    return _table(rows)
+
+
+def _by(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Format rows in columns; the last two hold numbers and are set to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        for i in (-1, -2):
+            cells[i] = row[i].rjust(widths[i])
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,343 @@
+"""Losses: the value and, in the same call, the error that goes back into the net."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+__all__ = ["CrossEntropy", "Loss", "SquaredError"]
+
+
+class Loss(ABC):
+    """A function of a model's output and the targets, and its gradient.
+
+    ``loss(y, target)`` returns ``(value, grad_y)``. `reduction` says how the values of
+    the samples become one; `divisor` is what a mean divides by, so that the means of
+    several batches can be combined: ``sum(value * divisor) / sum(divisor)``.
+    """
+
+    reductions: tuple[str, ...] = ("mean", "sum", "none")
+
+    def __init__(self, reduction: str) -> None:
+        if reduction not in self.reductions:
+            raise ValueError(
+                f"reduction must be one of {', '.join(self.reductions)}, "
+                f"got {reduction!r}"
+            )
+        self.reduction = reduction
+
+    @abstractmethod
+    def __call__(self, y: np.ndarray, target: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Return the loss and its gradient with respect to y."""
+
+    @abstractmethod
+    def check(self, y_shape: tuple[int, ...], target: np.ndarray) -> None:
+        """Raise ValueError or TypeError where targets do not fit outputs."""
+
+    @abstractmethod
+    def divisor(self, y_shape: tuple[int, ...], target: np.ndarray) -> float:
+        """Return what the value was divided by; 1 where it was not."""
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class CrossEntropy(Loss):
+    """Softmax and the negative log-likelihood of the right class, in one.
+
+    ``loss_n = -sum_k q_nk log softmax(y_n)_k`` where q_n is 1 at the label, or with
+    smoothing e: ``(1 - e) + e/K`` there and ``e/K`` at each other of the K classes.
+    For the plain loss ``grad_y = (softmax(y) - q) / N``.
+
+    Parameters
+    ----------
+    weight : array of shape (K,), optional
+        Weight of each class; the mean divides by the sum of the labels' weights.
+    label_smoothing : float, default 0
+        e, from 0 to 1.
+    ignore_index : int, default -100
+        A label that stands for "none": the sample has no loss and no gradient.
+    reduction : {"mean", "sum", "none"}
+        "none" gives one value a sample, and the gradient of their sum.
+
+    Notes
+    -----
+    As PyTorch's. The mean over no labels at all is NaN, its gradient 0.
+    """
+
+    def __init__(
+        self,
+        weight: Any = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        if weight is not None:
+            weight = np.asarray(weight, dtype=np.float64)
+            if weight.ndim != 1 or not (np.isfinite(weight) & (weight >= 0)).all():
+                raise ValueError(
+                    "weight must be one finite, non-negative number a class, "
+                    f"got shape {weight.shape}, values {weight}"
+                )
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
+        self.class_weight = weight
+        self.label_smoothing = float(label_smoothing)
+        self.ignore_index = int(ignore_index)
+
+    def __call__(self, y: np.ndarray, target: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Return the loss and its gradient.
+
+        Parameters
+        ----------
+        y : numpy.ndarray
+            Logits, (N, K) or (N, K, ...), float32 or float64.
+        target : numpy.ndarray
+            Integer labels, (N,) or (N, ...), from 0 to K - 1, or `ignore_index`.
+
+        Returns
+        -------
+        loss : float, or numpy.ndarray of target's shape with reduction "none"
+        grad_y : numpy.ndarray
+            Like y.
+        """
+        _check_output(y)
+        self.check(y.shape, target)
+        with np.errstate(invalid="ignore"):  # what is not finite shows in the value
+            losses, grad_y = self._of_samples(y, target)
+        if self.reduction == "none":
+            return losses, grad_y
+        value = float(losses.sum(dtype=np.float64))
+        if self.reduction == "mean":
+            count = self.divisor(y.shape, target)
+            value = value / count if count else float("nan")
+            grad_y *= 1 / count if count else 0.0
+        return value, grad_y
+
+    def _of_samples(self, y, target):
+        """Return the loss of each sample, and the gradient of their sum."""
+        counted = target != self.ignore_index
+        labels = np.expand_dims(np.where(counted, target, 0), 1)
+        sample_weight = self._sample_weight(target, counted, y.dtype)
+
+        # log softmax; the largest logit becomes 0, so that exp cannot overflow
+        shifted = y - y.max(axis=1, keepdims=True)
+        exp = np.exp(shifted)
+        total = exp.sum(axis=1, keepdims=True)
+        log_p = shifted
+        log_p -= np.log(total)
+        keep = 1 - self.label_smoothing
+        losses = np.take_along_axis(log_p, labels, axis=1)[:, 0]
+        losses *= -keep * sample_weight
+        # grad = p * sum_k q_k - q, with q the weighted target distribution
+        grad_y = exp
+        grad_y /= total
+        scale = np.expand_dims(keep * sample_weight, 1)
+        if not self.label_smoothing:
+            grad_y *= scale
+        else:
+            share = self._class_share(y, counted)
+            losses -= np.where(counted, (share * log_p).sum(axis=1), 0)
+            grad_y *= scale + share.sum(axis=1, keepdims=True)
+            grad_y -= share
+        at_label = np.take_along_axis(grad_y, labels, axis=1) - scale
+        np.put_along_axis(grad_y, labels, at_label, axis=1)
+        if not counted.all():  # not by a factor 0: an ignored sample may hold NaN
+            losses[~counted] = 0
+            np.copyto(grad_y, 0, where=np.expand_dims(~counted, 1))
+        return losses, grad_y
+
+    def _sample_weight(self, target, counted, dtype):
+        """Weight of each sample, that of its label; 0 where it is ignored."""
+        if self.class_weight is None:
+            return counted.astype(dtype)
+        weights = self.class_weight[np.where(counted, target, 0)]
+        return np.where(counted, weights, 0).astype(dtype)
+
+    def _class_share(self, y, counted):
+        """What smoothing adds to the target distribution, e/K times the weights."""
+        classes = y.shape[1]
+        weights = np.ones(classes) if self.class_weight is None else self.class_weight
+        share = (self.label_smoothing / classes * weights).astype(y.dtype)
+        share = share.reshape(1, classes, *(1,) * (y.ndim - 2))
+        return share * np.expand_dims(counted, 1)
+
+    def divisor(self, y_shape: tuple[int, ...], target: np.ndarray) -> float:
+        if self.reduction != "mean":
+            return 1.0
+        counted = target != self.ignore_index
+        if self.class_weight is None:
+            return float(np.count_nonzero(counted))
+        return float(self.class_weight[target[counted]].sum())
+
+    def check(self, y_shape: tuple[int, ...], target: np.ndarray) -> None:
+        if len(y_shape) < 2:
+            raise ValueError(f"y must have shape (N, classes, ...), got {y_shape}")
+        n, classes, *rest = y_shape
+        if self.class_weight is not None and len(self.class_weight) != classes:
+            raise ValueError(
+                f"weight has {len(self.class_weight)} classes, the output has {classes}"
+            )
+        check_labels(target, (n, *rest), classes, self.ignore_index)
+
+
+class SquaredError(Loss):
+    """Half the squared distance to the targets, ``0.5 * sum((t - y)^2) / N``.
+
+    Parameters
+    ----------
+    reduction : {"batch", "mean", "sum", "none"}
+        "batch" divides by N, the number of samples; "mean" by the number of elements;
+        "none" gives one value an element, and the gradient of their sum.
+    on, off : float, default 1 and 0
+        Integer labels (N,) stand for targets (N, K): `on` at the label, `off`
+        elsewhere. For units that end in a tanh, 1 and -1.
+    """
+
+    reductions = ("batch", "mean", "sum", "none")
+
+    def __init__(
+        self, reduction: str = "batch", *, on: float = 1.0, off: float = 0.0
+    ) -> None:
+        super().__init__(reduction)
+        self.on, self.off = float(on), float(off)
+
+    def __call__(self, y: np.ndarray, target: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Return the loss and its gradient, ``(y - t) / N``.
+
+        Parameters
+        ----------
+        y : numpy.ndarray
+            Outputs, float32 or float64, of any shape with a batch axis.
+        target : numpy.ndarray
+            Like y, or integer labels (N,) where y is (N, K).
+
+        Returns
+        -------
+        loss : float, or numpy.ndarray of y's shape with reduction "none"
+        grad_y : numpy.ndarray
+            Like y.
+        """
+        _check_output(y)
+        self.check(y.shape, target)
+        if _are_labels(y.shape, target):
+            codes = np.full(y.shape, self.off, dtype=y.dtype)
+            np.put_along_axis(codes, target[:, np.newaxis], self.on, axis=1)
+            target = codes
+        elif target.dtype != y.dtype:
+            raise TypeError(f"target is {target.dtype}, the output is {y.dtype}")
+        grad_y = y - target
+        losses = grad_y * grad_y
+        losses *= 0.5
+        if self.reduction == "none":
+            return losses, grad_y
+        count = self.divisor(y.shape, target)
+        value = float(losses.sum(dtype=np.float64))
+        value = value / count if count else float("nan")
+        grad_y *= 1 / count if count else 0.0
+        return value, grad_y
+
+    def divisor(self, y_shape: tuple[int, ...], target: np.ndarray) -> float:
+        if self.reduction == "batch":
+            return float(y_shape[0])
+        return float(np.prod(y_shape)) if self.reduction == "mean" else 1.0
+
+    def check(self, y_shape: tuple[int, ...], target: np.ndarray) -> None:
+        if not y_shape:
+            raise ValueError("y must have a batch axis, got shape ()")
+        if _are_labels(y_shape, target):
+            check_labels(target, y_shape[:1], y_shape[1], None)
+            return
+        _check_array(target)
+        if target.dtype not in (np.float32, np.float64):
+            raise TypeError(
+                f"target must be float, like the output, got {target.dtype} of shape "
+                f"{target.shape} for outputs {y_shape}"
+            )
+        if target.shape != y_shape:
+            raise ValueError(
+                f"target has shape {target.shape}, the output has {y_shape}"
+            )
+        if not np.isfinite(target).all():
+            raise ValueError(
+                f"target contains {_first_not_finite(target)}; targets must be finite"
+            )
+
+
+def check_labels(
+    target: np.ndarray,
+    shape: tuple[int, ...],
+    classes: int,
+    ignore_index: int | None,
+) -> None:
+    """Raise ValueError or TypeError unless target holds integer labels.
+
+    Parameters
+    ----------
+    target : numpy.ndarray
+        Integers of `shape`, each from 0 to ``classes - 1`` or `ignore_index`.
+    """
+    _check_array(target)
+    if target.dtype.kind == "f" and np.isnan(target).any():
+        raise ValueError(
+            f"labels contain NaN, first at index {_index(np.isnan(target))}; "
+            "labels must be integers"
+        )
+    if target.dtype.kind not in "iu":
+        raise TypeError(
+            f"labels must be integers, got {target.dtype}; "
+            "convert with labels.astype(numpy.int64)"
+        )
+    if target.shape != shape:
+        hint = ""
+        if target.ndim == len(shape) + 1 and target.shape[1:2] == (classes,):
+            hint = "; labels are class numbers, not one-hot: labels.argmax(axis=1)"
+        raise ValueError(f"labels must have shape {shape}, got {target.shape}{hint}")
+    wrong = (target < 0) | (target >= classes)
+    if ignore_index is not None:
+        wrong &= target != ignore_index
+    if wrong.any():
+        place = _index(wrong)
+        at = place if isinstance(place, tuple) else (place,)
+        raise ValueError(
+            f"label {target[at]} at index {place} is out of range: with {classes} "
+            f"classes labels lie in 0..{classes - 1}"
+        )
+
+
+def _are_labels(y_shape: tuple[int, ...], target: Any) -> bool:
+    """Whether target is one integer a sample where the output has several numbers."""
+    return (
+        isinstance(target, np.ndarray)
+        and target.dtype.kind in "iu"
+        and target.ndim == 1
+        and len(y_shape) == 2
+    )
+
+
+def _check_output(y: Any) -> None:
+    if not isinstance(y, np.ndarray) or y.dtype not in (np.float32, np.float64):
+        kind = y.dtype if isinstance(y, np.ndarray) else type(y).__name__
+        raise TypeError(f"y must be a float32 or float64 array, got {kind}")
+
+
+def _check_array(target: Any) -> None:
+    if not isinstance(target, np.ndarray):
+        raise TypeError(f"labels must be a numpy array, got {type(target).__name__}")
+
+
+def _index(mask: np.ndarray) -> int | tuple[int, ...]:
+    """Return where a mask is first true."""
+    place = tuple(int(i) for i in np.argwhere(mask)[0])
+    return place[0] if len(place) == 1 else place
+
+
+def _first_not_finite(array: np.ndarray) -> str:
+    wrong = ~np.isfinite(array)
+    place = _index(wrong)
+    at = place if isinstance(place, tuple) else (place,)
+    return f"{array[at]} at index {place}"

@@ -1,0 +1,490 @@
+"""A model is a graph of layers; backpropagation is a walk back along it.
+
+How does the error travel back through convolution and subsampling? By two rules.
+Forward, each step keeps what its layer saved. Backward (`Model._backward`), the steps
+are walked in reverse: from the gradient of the loss with respect to a layer's output
+the layer makes those with respect to its input and its parameters, knowing nothing
+of the rest of the graph; and where a value went several ways, the gradients that come
+back along them add. Convolution, pooling, a sum of two paths: each layer's own
+`backward` is beside its `forward` in `cnn_ext.layers`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from cnn_ext._summary import summary
+from cnn_ext.initializers import checked_dtype
+from cnn_ext.layers.base import Input, Layer, Node, Parameter, Shape, checked_shape
+
+__all__ = ["Model", "Sequential", "Step"]
+
+
+class Step(NamedTuple):
+    """One application of a layer. Value 0 is the input, value i + 1 is step i's."""
+
+    layer: Layer
+    inputs: tuple[int, ...]
+
+
+class Model:
+    """Any directed acyclic graph of layers, from one input to one output.
+
+    Parameters
+    ----------
+    x : Input
+        Where the graph starts.
+    y : Node
+        Its output; every path back from it must end at `x`.
+
+    Attributes
+    ----------
+    input_shape : tuple of int or None
+        Shape of one input, without the batch axis; None where it was left open.
+    metadata : dict
+        Anything that JSON can hold (names of the classes, say); saved with the model.
+
+    Raises
+    ------
+    ValueError
+        If `y` depends on another `Input`, or two layers have one name.
+
+    Notes
+    -----
+    A layer that stands in several places has one set of parameters. Models nest: a
+    model called on a node, or given to `Sequential`, becomes part of the new graph.
+
+    Examples
+    --------
+    >>> x = Input((3, 32, 32))
+    >>> h = Conv2d(3, 16, 3, padding=1)(x)
+    >>> y = Conv2d(16, 16, 3, padding=1)(h) + h
+    >>> model = Model(x, y)
+    """
+
+    def __init__(self, x: Node, y: Node) -> None:
+        if not isinstance(x, Input):
+            raise TypeError(f"x must be an Input, got {type(x).__name__}")
+        if not isinstance(y, Node):
+            raise TypeError(
+                f"y must be a node, the result of calling a layer on a node, got "
+                f"{type(y).__name__}"
+            )
+        reached, open_ends = {y}, [y]
+        while open_ends:
+            for node in open_ends.pop().inputs:
+                if node not in reached:
+                    reached.add(node)
+                    open_ends.append(node)
+        for node in reached:
+            if node.layer is None and node is not x:
+                raise ValueError(f"y depends on {node!r}, which is not the model's x")
+        if x not in reached or y is x:
+            raise ValueError("y does not depend on x: there is no layer between them")
+        order = sorted(reached, key=lambda node: node.serial)
+        index = {node: i for i, node in enumerate(order)}
+        steps = [
+            Step(node.layer, tuple(index[part] for part in node.inputs))
+            for node in order
+            if node.layer is not None
+        ]
+        self._assemble(steps, _names(steps), x.shape)
+
+    def _assemble(
+        self,
+        steps: list[Step],
+        names: dict[Layer, str],
+        input_shape: Shape | None,
+    ) -> None:
+        """Set up the model; everything that is known without data is checked here."""
+        taken: dict[str, Layer] = {}
+        for layer, name in names.items():
+            if taken.setdefault(name, layer) is not layer:
+                raise ValueError(f"two layers have the name {name!r}")
+        self._steps = steps
+        self._names = names
+        self.input_shape = input_shape
+        self.metadata: dict[str, Any] = {}
+        self._pullback: Callable[..., Any] | None = None
+        # After which step each value is no longer needed by a later one.
+        last_use = {i: k for k, step in enumerate(steps) for i in step.inputs}
+        self._released = [
+            tuple(i for i in set(step.inputs) if last_use[i] == k)
+            for k, step in enumerate(steps)
+        ]
+        # Which values depend on a parameter: only to those must an error travel back
+        # when the gradient of the input is not asked for.
+        self._trained = [False]
+        for step in steps:
+            upstream = any(self._trained[i] for i in step.inputs)
+            self._trained.append(upstream or bool(step.layer.parameters))
+        if input_shape is not None:
+            self.output_shape(input_shape)
+
+    # -- running -----------------------------------------------------------------
+
+    def _forward(self, x: np.ndarray, train: bool) -> tuple[np.ndarray, list[Any]]:
+        """Take every step in order: the output, and what each step saved."""
+        values: list[Any] = [x]
+        saved = []
+        for k, step in enumerate(self._steps):
+            inputs = tuple(values[i] for i in step.inputs)
+            try:
+                y, kept = step.layer.forward(
+                    inputs if step.layer.joins else inputs[0], train
+                )
+            except (TypeError, ValueError) as error:
+                raise self._explained(error, step) from error
+            values.append(y)
+            saved.append(kept if train else None)
+            for i in self._released[k]:
+                values[i] = None
+        return values[-1], saved
+
+    def _backward(
+        self, grad_y: np.ndarray, saved: list[Any], input_gradient: bool
+    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """Take every step in reverse: the input's and the parameters' gradients."""
+        # of[i]: the gradient of the loss with respect to value i, as far as the steps
+        # walked so far have contributed to it
+        of: list[Any] = [None] * len(self._steps) + [grad_y]
+        of_parameters: dict[str, np.ndarray] = {}
+        for k in reversed(range(len(self._steps))):
+            step = self._steps[k]
+            arriving, of[k + 1] = of[k + 1], None
+            if input_gradient or any(self._trained[i] for i in step.inputs):
+                grad_x, grads = step.layer.backward(arriving, saved[k])
+                grad_x = grad_x if step.layer.joins else (grad_x,)
+                for i, grad in zip(step.inputs, grad_x, strict=True):
+                    # where paths join, gradients add
+                    of[i] = grad if of[i] is None else of[i] + grad
+            elif self._trained[k + 1]:
+                grads = step.layer.backward_parameters(arriving, saved[k])
+            else:
+                continue
+            if grads.keys() != step.layer.parameters.keys():
+                raise ValueError(
+                    f"{self._place(step)}: backward returned gradients for "
+                    f"{sorted(grads)}, the parameters are "
+                    f"{sorted(step.layer.parameters)}"
+                )
+            for key, grad in grads.items():
+                name = f"{self._names[step.layer]}.{key}"
+                # a layer in several places: its gradients add as well
+                before = of_parameters.get(name)
+                of_parameters[name] = grad if before is None else before + grad
+        return of[0] if input_gradient else None, of_parameters
+
+    def vjp(
+        self, x: np.ndarray
+    ) -> tuple[
+        np.ndarray, Callable[..., tuple[np.ndarray | None, dict[str, np.ndarray]]]
+    ]:
+        """Return the output and the function that takes an error back from it.
+
+        The functional form of `forward` and `backward`: the model is not changed.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            A batch of inputs, (N, C, H, W) for images, or a single one without N.
+
+        Returns
+        -------
+        y : numpy.ndarray
+            The output.
+        pullback : callable
+            ``pullback(grad_y, *, input_gradient=True) -> (grad_x, grads)``: from the
+            gradient with respect to y those with respect to x and, by name, to the
+            parameters. With ``input_gradient=False`` grad_x is None, and no work is
+            spent on it. May be called again. The parameters must not change between
+            the two calls.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x does not fit; the message names the layer and the rule.
+        """
+        batch, single = self._as_batch(x)
+        y, saved = self._forward(batch, train=True)
+
+        def pullback(grad_y, *, input_gradient=True):
+            grad_y = self._checked_grad(grad_y, y[0] if single else y)
+            grad_y = grad_y[np.newaxis] if single else grad_y
+            grad_x, grads = self._backward(grad_y, saved, input_gradient)
+            return grad_x[0] if single and grad_x is not None else grad_x, grads
+
+        return y[0] if single else y, pullback
+
+    def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
+        """Return the output; with `train`, keep what `backward` will need.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            A batch of inputs, (N, C, H, W) for images, or a single one without N.
+        train : bool, default False
+            Run as in training.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x does not fit; the message names the layer and the rule.
+        """
+        if train:
+            y, self._pullback = self.vjp(x)
+            return y
+        batch, single = self._as_batch(x)
+        y, _ = self._forward(batch, train=False)
+        return y[0] if single else y
+
+    def backward(self, grad_y: np.ndarray) -> np.ndarray:
+        """Return the gradient of the input; those of the parameters land in `grad`.
+
+        Belongs to the last ``forward(x, train=True)``, once. Each parameter's `grad`
+        is replaced, not added to.
+
+        Parameters
+        ----------
+        grad_y : numpy.ndarray
+            Gradient of the loss with respect to the output, of its shape and dtype.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no ``forward(x, train=True)`` since the last backward.
+        TypeError, ValueError
+            If grad_y is not like the output.
+        """
+        if self._pullback is None:
+            raise RuntimeError(
+                "backward needs a forward(x, train=True) before it, one for each"
+            )
+        grad_x, grads = self._pullback(grad_y)
+        self._pullback = None
+        for name, parameter in self.named_parameters():
+            parameter.grad = grads[name]
+        return grad_x
+
+    def __call__(self, x: Any) -> Any:
+        """Return the output for an array (inference), or join a graph at a node."""
+        if not isinstance(x, Node):
+            return self.forward(x)
+        values = [x]
+        for step in self._steps:
+            values.append(step.layer(*(values[i] for i in step.inputs)))
+        return values[-1]
+
+    def predict(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Return the class of each input, the index of its largest output.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            Inputs, (N, C, H, W) for images; computed `batch_size` at a time.
+
+        Returns
+        -------
+        numpy.ndarray
+            int64, shape (N,).
+        """
+        x, single = self._as_batch(x)
+        starts = range(0, max(len(x), 1), batch_size)
+        labels = np.concatenate(
+            [self(x[i : i + batch_size]).argmax(axis=1) for i in starts]
+        )
+        return labels[0] if single else labels
+
+    # -- parameters --------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield each parameter once, as ``("0.weight", parameter)``."""
+        for layer, name in self._names.items():
+            for key, parameter in layer.parameters.items():
+                yield f"{name}.{key}", parameter
+
+    def parameters(self) -> list[Parameter]:
+        """Return the parameters in the order of `named_parameters`."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The layers by name, each once, in the order of the graph."""
+        return {name: layer for layer, name in self._names.items()}
+
+    @property
+    def input_ndim(self) -> int | None:
+        """Axes of a batch of inputs; None where the first layer takes any number."""
+        if self.input_shape is not None:
+            return 1 + len(self.input_shape)
+        return self._steps[0].layer.input_ndim
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """dtype of the parameters, and so of the inputs; None without parameters."""
+        for _, parameter in self.named_parameters():
+            return parameter.value.dtype
+        return None
+
+    def astype(self, dtype: Any) -> Self:
+        """Return a copy of the model with parameters of `dtype`, float32 or float64."""
+        dtype = checked_dtype(dtype)
+        model = self.copy()
+        for parameter in model.parameters():
+            parameter.value = parameter.value.astype(dtype)
+            parameter.grad = None
+        return model
+
+    def copy(self) -> Self:
+        """Return an independent copy with parameters of its own."""
+        return copy.deepcopy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a pending backward belongs to this object's layers and stays with it
+        return self.__dict__ | {"_pullback": None}
+
+    # -- shapes ------------------------------------------------------------------
+
+    def _shapes(self, input_shape: Any) -> list[Shape]:
+        """Return the shape of every value of the graph."""
+        shapes = [checked_shape(input_shape, "input_shape")]
+        for step in self._steps:
+            inputs = tuple(shapes[i] for i in step.inputs)
+            try:
+                shape = step.layer.output_shape(
+                    inputs if step.layer.joins else inputs[0]
+                )
+            except (TypeError, ValueError) as error:
+                raise self._explained(error, step) from error
+            shapes.append(shape)
+        return shapes
+
+    def output_shape(self, input_shape: Any = None) -> Shape:
+        """Return the shape of one output, without the batch axis.
+
+        Parameters
+        ----------
+        input_shape : tuple of int, optional
+            Shape of one input; may be left out where the model knows it.
+
+        Raises
+        ------
+        ValueError
+            If a layer cannot take what it would get; the message names both.
+        """
+        return self._shapes(self._known_input(input_shape))[-1]
+
+    def summary(self, input_shape: Any = None) -> str:
+        """Return a table: each layer's output shape, parameters and multiply-adds.
+
+        Parameters
+        ----------
+        input_shape : tuple of int, optional
+            Shape of one input; may be left out where the model knows it.
+        """
+        shapes = self._shapes(self._known_input(input_shape))
+        return summary(self._steps, self._names, shapes)
+
+    # -- checks ------------------------------------------------------------------
+
+    def _known_input(self, input_shape: Any) -> Any:
+        if input_shape is None and self.input_shape is None:
+            raise ValueError(
+                "input_shape is not known: give it, e.g. input_shape=(1, 28, 28)"
+            )
+        return self.input_shape if input_shape is None else input_shape
+
+    def _as_batch(self, x: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Return x with a batch axis, and whether it had none."""
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"x must be a numpy array, got {type(x).__name__}")
+        single = self.input_ndim is not None and x.ndim == self.input_ndim - 1
+        batch = x[np.newaxis] if single else x
+        if self.input_shape is not None and batch.shape[1:] != self.input_shape:
+            sizes = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"x has shape {x.shape}, the model takes (N, {sizes})")
+        if batch.ndim == 0:
+            raise ValueError("x must have a batch axis, got shape ()")
+        return batch, single
+
+    def _checked_grad(self, grad_y: np.ndarray, y: np.ndarray) -> np.ndarray:
+        if not isinstance(grad_y, np.ndarray) or grad_y.dtype != y.dtype:
+            kind = getattr(grad_y, "dtype", type(grad_y).__name__)
+            raise TypeError(f"grad_y must be an array of {y.dtype}, got {kind}")
+        if grad_y.shape != y.shape:
+            raise ValueError(
+                f"grad_y has shape {grad_y.shape}, the output has {y.shape}"
+            )
+        return grad_y
+
+    def _place(self, step: Step) -> str:
+        return f"layer {self._names[step.layer]}, {step.layer!r}"
+
+    def _explained(self, error: Exception, step: Step) -> Exception:
+        """Return the error with the name of the layer that raised it."""
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        return kind(f"{self._place(step)}: {error}")
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{n}: {layer!r}" for n, layer in self.layers.items())
+        return f"{type(self).__name__}({parts})"
+
+
+class Sequential(Model):
+    """Layers one behind the other: the graph that is a chain.
+
+    Parameters
+    ----------
+    *layers : Layer or Model
+        At least one. Layers are named by their place, "0", "1", …, unless they have a
+        name; those of a nested model "0.0", "0.1", ….
+    input_shape : tuple of int, optional
+        Shape of one input, without the batch axis, e.g. ``(1, 28, 28)``. Where given,
+        layers that do not fit are found at once and `summary` needs no argument.
+
+    Examples
+    --------
+    >>> model = Sequential(Conv2d(1, 6, 5), ReLU(), MaxPool2d(2), Flatten())
+    >>> model.output_shape((1, 28, 28))
+    (864,)
+    """
+
+    def __init__(self, *layers: Layer | Model, input_shape: Any = None) -> None:
+        if not layers:
+            raise ValueError("Sequential needs at least one layer")
+        steps: list[Step] = []
+        names: dict[Layer, str] = {}
+        for i, part in enumerate(layers):
+            last = len(steps)  # the value that the part takes
+            if isinstance(part, Model):
+                for layer, name in part._names.items():
+                    names.setdefault(layer, f"{i}.{name}")
+                for step in part._steps:
+                    inputs = tuple(last + j for j in step.inputs)
+                    steps.append(Step(step.layer, inputs))
+            elif isinstance(part, Layer) and not part.joins:
+                names.setdefault(part, part.name or str(i))
+                steps.append(Step(part, (last,)))
+            elif isinstance(part, Layer):
+                raise TypeError(
+                    f"layer {i}, {part!r}, joins several inputs: use cnn_ext.Model"
+                )
+            else:
+                raise TypeError(
+                    f"layer {i} must be a Layer or a Model, got {type(part).__name__}"
+                )
+        if input_shape is not None:
+            input_shape = checked_shape(input_shape, "input_shape")
+        self._assemble(steps, names, input_shape)
+
+
+def _names(steps: list[Step]) -> dict[Layer, str]:
+    """Name each layer: its own name, else the number of its first step."""
+    names: dict[Layer, str] = {}
+    for k, step in enumerate(steps):
+        names.setdefault(step.layer, step.layer.name or str(k))
+    return names

@@ -1,0 +1,55 @@
+"""Fixtures for every kernel set and number of threads, and how much to draw.
+
+The default run draws about 150 random cases an operator, always the same ones.
+``pytest -m slow`` runs the long tests too, among them 2,000 new cases an operator;
+``pytest --hypothesis-profile=thorough`` draws 2,000 in every test of random cases.
+"""
+
+from __future__ import annotations
+
+import cases
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.register_profile(
+    "thorough",
+    settings.get_profile("default"),
+    max_examples=2000,
+    derandomize=False,
+    print_blob=True,
+)
+
+
+def pytest_configure(config):
+    if not config.getoption("--hypothesis-profile", None):
+        settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(config, items):
+    if "slow" in (config.option.markexpr or ""):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+@pytest.fixture(params=cases.KERNEL_SETS)
+def kernel_set(request):
+    """Each kernel set that this machine runs, in use."""
+    with cases.machine(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=cases.THREADS)
+def threads(request):
+    """Numbers of threads, set."""
+    with cases.machine(threads=request.param):
+        yield request.param

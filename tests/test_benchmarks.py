@@ -1,0 +1,179 @@
+"""The benchmarks run, check what they time, and name what they leave out."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnn_ext import reference
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+if not FOLDER.is_dir():
+    pytest.skip("no benchmarks/ beside the tests", allow_module_level=True)
+
+TINY = """\
+# kind,name,N,C,H,W,K,R,S,stride,pad_h,pad_w,dilation,groups,source
+conv,plain,2,4,9,11,6,3,3,2,1,0,1,2,a test
+conv,dilated,1,3,10,9,5,3,2,1,2,1,2,1,a test
+max,winners,2,3,9,8,3,3,3,2,1,1,1,1,a test
+avg,means,2,3,9,8,3,3,2,2,1,0,1,1,a test
+"""
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The package `benchmarks`, imported without the sources of cnn_ext beside it."""
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks",
+        FOLDER / "__init__.py",
+        submodule_search_locations=[str(FOLDER)],
+    )
+    package = importlib.util.module_from_spec(spec)
+    path = sys.path[:]
+    sys.modules["benchmarks"] = package
+    spec.loader.exec_module(package)
+    sys.path[:] = path
+    for name in ("ops", "exact", "peers", "shapes", "memory"):
+        importlib.import_module(f"benchmarks.{name}")
+    yield package
+    for name in [n for n in sys.modules if n.partition(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.csv"
+    path.write_text(TINY)
+    return path
+
+
+def test_public_shapes(bench):
+    shapes = bench.shapes.read_shapes()
+    assert len(shapes) == len({shape.name for shape in shapes}) == 42
+    assert sum(shape.is_conv for shape in shapes) == 34
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("conv,a,1,2", "line 1"),
+        ("sum,a,1,1,4,4,1,2,2,1,0,0,1,1,x", "kind must be conv, max or avg"),
+        ("conv,a,1,1,4,4,1,9,9,1,0,0,1,1,x", "more than the padded image"),
+    ],
+)
+def test_bad_shapes(bench, tmp_path, text, message):
+    path = tmp_path / "bad.csv"
+    path.write_text(text + "\n")
+    with pytest.raises(ValueError, match=message):
+        bench.shapes.read_shapes(path)
+
+
+@pytest.mark.parametrize("order", ["nchw", "channels_last"])
+def test_exact_agrees_with_the_reference(bench, tiny, order):
+    for shape in bench.shapes.read_shapes(tiny):
+        data = bench.shapes.Data.of(shape, "float64").ordered(order)
+        for pass_ in shape.passes:
+            task = bench.shapes.Task(shape, pass_, order, "float64")
+            right = _reference(task, data)
+            assert bench.exact.sampled_error(task, data, right, 200) < 1e-13
+            wrong = right.copy()
+            wrong[0, 0, 0, 0] += 1  # a corner is always in the sample
+            assert bench.exact.sampled_error(task, data, wrong, 200) > 1e-4
+            assert bench.exact.difference(wrong, right) > 1e-4
+
+
+def _reference(task, data):
+    s = task.shape
+    if s.is_conv:
+        where = {
+            "stride": s.stride,
+            "padding": s.padding,
+            "dilation": s.dilation,
+            "groups": s.groups,
+        }
+        if task.pass_ == "forward":
+            return reference.conv2d(data.x, data.weight, **where)
+        if task.pass_ == "grad_x":
+            return reference.conv2d_backward_input(
+                data.grad_y, data.weight, s.x_shape, **where
+            )
+        return reference.conv2d_backward_weight(
+            data.grad_y, data.x, s.weight_shape, **where
+        )
+    where = {"stride": s.stride, "padding": s.padding}
+    size = s.r, s.s
+    if s.kind == "avg":
+        if task.pass_ == "forward":
+            return reference.avg_pool2d(data.x, size, **where)
+        return reference.avg_pool2d_backward(data.grad_y, s.x_shape, size, **where)
+    y, argmax = reference.max_pool2d(data.x, size, return_argmax=True, **where)
+    if task.pass_ != "grad_x":
+        return y
+    return reference.max_pool2d_backward(data.grad_y, argmax, s.x_shape, size, **where)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ops_against_nobody(bench, tiny, tmp_path, capsys, dtype):
+    record = tmp_path / "record.json"
+    arguments = ["--against", "", "--shapes", str(tiny), "--rounds", "1"]
+    arguments += ["--seconds", "0.0001", "--dtype", dtype, "--json", str(record)]
+    assert bench.ops.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "FMA peak, same run" in printed
+    rows = json.loads(record.read_text())["rows"]
+    # two convolutions of 3 passes, max of 3, avg of 2, in both memory orders
+    assert len(rows) == 2 * (3 + 3 + 3 + 2)
+    limit = 1e-6 if dtype == "float32" else 1e-14
+    assert all(row["errors"]["cnn_ext"] < limit for row in rows)
+    assert all(row["seconds"]["cnn_ext"]["best"] > 0 for row in rows)
+
+
+def test_a_missing_peer_is_named(bench, tiny, monkeypatch, capsys):
+    def missing(name, threads):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(bench.ops, "load", missing)
+    arguments = ["--against", "torch", "--shapes", str(tiny), "--only", "plain"]
+    arguments += ["--rounds", "1", "--seconds", "0", "--passes", "forward"]
+    assert bench.ops.main(arguments) == 0
+    assert "not installed (No module named 'torch')" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_not_timed(bench, tiny, monkeypatch, capsys):
+    peer = bench.peers.base.Prepared
+    ours = bench.ops.Ours
+
+    def off(self, task, data):
+        run = prepare(self, task, data).run
+        return peer(run, lambda: run() + np.float32(1))
+
+    prepare = ours.prepare
+    monkeypatch.setattr(ours, "prepare", off)
+    arguments = ["--against", "", "--shapes", str(tiny), "--only", "plain"]
+    assert bench.ops.main([*arguments, "--passes", "forward"]) == 1
+    assert "our result is wrong" in capsys.readouterr().err
+
+
+def test_unknown_shape(bench, tiny, capsys):
+    assert bench.ops.main(["--shapes", str(tiny), "--only", "nothing"]) == 2
+    assert "has no shape named nothing" in capsys.readouterr().err
+
+
+def test_memory_shapes_are_distinct(bench):
+    shapes = list(bench.memory.random_shapes(50))
+    assert len(set(shapes)) == 50
+    assert {shape.kind for shape in shapes} == {"conv", "max", "avg"}
+
+
+@pytest.mark.parametrize("name", ["ops", "small", "neighbour", "memory"])
+def test_help(name):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    done = subprocess.run(
+        command, cwd=FOLDER.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
