@@ -3,11 +3,13 @@
 Environment:
     CNN_EXT_OPENMP=auto|0|1   found by a probe, left out, or required
     CNN_EXT_DEBUG=1           bounds checks and assertions, no optimisation lost
+    CNN_EXT_CLANG=PATH        Windows: LLVM's clang.exe, found on PATH by default
 """
 
 import os
 import platform
-import subprocess
+import re
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -37,14 +39,29 @@ ISA_FLAGS = {
 
 
 def target_machine():
-    """Architecture built for, also when cross-compiling."""
-    name = os.environ.get("_PYTHON_HOST_PLATFORM") or sysconfig.get_platform()
-    archflags = os.environ.get("ARCHFLAGS", "")
-    if "arm64" in archflags or "aarch64" in name or "arm64" in name:
-        return "arm64"
-    if "x86_64" in name or "amd64" in name or "universal2" in name:
-        return "x86_64" if "universal2" not in name else platform.machine().lower()
+    """Architecture built for, also when cross-compiling; one of them at a time."""
+    archs = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", ""))
+    if len(set(archs)) > 1:
+        raise CompileError(
+            f"ARCHFLAGS asks for {' and '.join(archs)}: each architecture has kernels "
+            "of its own, build one wheel for each"
+        )
+    if archs:
+        return archs[0].lower()
+    name = sysconfig.get_platform().lower()  # heeds _PYTHON_HOST_PLATFORM
+    for machine in ("x86_64", "amd64", "aarch64", "arm64"):
+        if name.endswith(machine):
+            return machine
     return platform.machine().lower()
+
+
+def build_for_one_architecture():
+    """A universal2 Python on macOS compiles for two architectures unless told."""
+    name = sysconfig.get_platform()
+    if name.endswith("universal2") and not os.environ.get("ARCHFLAGS"):
+        machine = platform.machine()
+        os.environ["ARCHFLAGS"] = f"-arch {machine}"
+        os.environ["_PYTHON_HOST_PLATFORM"] = name.replace("universal2", machine)
 
 
 def isa_sets():
@@ -56,24 +73,37 @@ def isa_sets():
     return ["baseline"]
 
 
-def compiles(compiler, flags, source):
+def compiles(compiler, compile_flags, link_flags, source):
     """Whether a small program compiles and links with these flags."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.c")
         path.write_text(source)
         try:
             objects = compiler.compile(
-                [str(path)], output_dir=folder, extra_postargs=flags
+                [str(path)], output_dir=folder, extra_postargs=compile_flags
             )
             compiler.link_shared_object(
-                objects, str(Path(folder, "probe.so")), extra_postargs=flags
+                objects, str(Path(folder, "probe.so")), extra_postargs=link_flags
             )
         except Exception:
             return False
     return True
 
 
-OPENMP_PROBE = "#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n"
+# A parallel region too: its calls are not in every library that has omp.h's.
+OPENMP_PROBE = """
+#include <omp.h>
+#ifdef _WIN32
+__declspec(dllexport)
+#endif
+int threads(void)
+{
+    int count = 0;
+    #pragma omp parallel reduction(+:count)
+    count += omp_get_num_threads() > 0;
+    return count;
+}
+"""
 
 
 class BuildKernels(build_ext):
@@ -82,7 +112,9 @@ class BuildKernels(build_ext):
     def build_extensions(self):
         if WINDOWS:
             self.use_clang()
-        openmp = self.openmp_flags()
+        else:
+            self.forget_run_path()
+        openmp, openmp_link = self.openmp_flags()
         common = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast"]
         if not WINDOWS:
             common += ["-std=gnu11", "-Wno-psabi"]
@@ -90,7 +122,7 @@ class BuildKernels(build_ext):
             common += ["-g", "-DCNN_EXT_DEBUG=1", "-UNDEBUG"]
         for extension in self.extensions:
             extension.extra_compile_args = [*common, *openmp]
-            extension.extra_link_args = [*openmp, *([] if WINDOWS else ["-lm"])]
+            extension.extra_link_args = [*openmp_link, *([] if WINDOWS else ["-lm"])]
         super().build_extensions()
 
     def build_extension(self, extension):
@@ -105,40 +137,70 @@ class BuildKernels(build_ext):
                 )
         super().build_extension(extension)
 
+    def forget_run_path(self):
+        """A Python with a run path of its own hands it on; modules need none."""
+        inherited = (sysconfig.get_config_var("LDSHARED") or "").split()
+        inherited = {flag for flag in inherited if flag.startswith("-Wl,-rpath")}
+        self.compiler.linker_so = [
+            flag for flag in self.compiler.linker_so if flag not in inherited
+        ]
+
     def openmp_flags(self):
         wanted = os.environ.get("CNN_EXT_OPENMP", "auto")
         if wanted not in ("auto", "0", "1"):
             raise CompileError(f"CNN_EXT_OPENMP must be auto, 0 or 1, got {wanted!r}")
         if wanted == "0":
-            return []
+            return [], []
         # Apple's clang has no -fopenmp; libomp's place comes from CFLAGS, LDFLAGS
-        for flags in (["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]):
-            if compiles(self.compiler, flags, OPENMP_PROBE):
+        apple = ["-Xpreprocessor", "-fopenmp"]
+        choices = [(["-fopenmp"], ["-fopenmp"]), (apple, ["-lomp"])]
+        if WINDOWS:  # MSVC's linker knows no -fopenmp
+            choices = [(["-fopenmp"], [str(self.llvm() / "lib" / "libomp.lib")])]
+        for flags in choices:
+            if compiles(self.compiler, *flags, OPENMP_PROBE):
                 return flags
         if wanted == "1":
             raise CompileError("CNN_EXT_OPENMP=1, but the compiler has no OpenMP")
         print("cnn_ext: the compiler has no OpenMP, building for one thread")
-        return []
+        return [], []
+
+    def llvm(self):
+        """Windows: the folder that LLVM is installed in."""
+        name = os.environ.get("CNN_EXT_CLANG", "clang")
+        clang = shutil.which(name)
+        if clang is None:
+            raise CompileError(
+                f"{name} not found: MSVC lacks the vector types that the kernels use; "
+                "install LLVM's clang and put it on PATH, or name it in CNN_EXT_CLANG"
+            )
+        return Path(clang).resolve().parent.parent
 
     def use_clang(self):
-        """MSVC has no vector types: compile with LLVM's clang, link as usual."""
-        clang = os.environ.get("CNN_EXT_CLANG", "clang")
+        """Compile with LLVM's clang, which has vector types; link as usual."""
+        cpu = "aarch64" if target_machine() in ("arm64", "aarch64") else "x86_64"
+        clang = str(self.llvm() / "bin" / "clang")
+        command = [clang, f"--target={cpu}-pc-windows-msvc", "-c"]
+        self.compiler.initialize()
 
-        def compile_with_clang(sources, output_dir=None, include_dirs=None,
-                               extra_postargs=None, depends=None, macros=None, **_):
+        def compile_with_clang(
+            sources, output_dir=None, macros=None, include_dirs=None, debug=0,
+            extra_preargs=None, extra_postargs=None, depends=None,
+        ):  # fmt: skip
+            include = [*(include_dirs or []), *self.compiler.include_dirs]
+            define = [
+                f"-D{name}" if value is None else f"-D{name}={value}"
+                for name, value in macros or []
+            ]
             objects = []
             for source in sources:
                 target = Path(output_dir or ".", source).with_suffix(".obj")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                include = [f"-I{d}" for d in [*(include_dirs or []),
-                           *self.compiler.include_dirs]]
-                define = [f"-D{m[0]}={m[1]}" for m in macros or []]
-                subprocess.check_call([clang, "-c", source, "-o", str(target),
-                                       *include, *define, *(extra_postargs or [])])
+                flags = [*define, *(f"-I{folder}" for folder in include)]
+                flags += [*(extra_preargs or []), *(extra_postargs or [])]
+                self.spawn([*command, source, "-o", str(target), *flags])
                 objects.append(str(target))
             return objects
 
-        self.compiler.initialize()
         self.compiler.compile = compile_with_clang
 
 
@@ -153,6 +215,7 @@ def extension(name, c_sources=()):
     )
 
 
+build_for_one_architecture()
 setup(
     ext_modules=cythonize(
         [

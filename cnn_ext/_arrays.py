@@ -106,9 +106,7 @@ def result(
     return out[None] if single else out
 
 
-def check_out(
-    out: Any, shape: tuple[int, ...], dtype: Any, /, **inputs: Any
-) -> None:
+def check_out(out: Any, shape: tuple[int, ...], dtype: Any, /, **inputs: Any) -> None:
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy array, got {type(out).__name__}")
     if out.dtype != dtype:

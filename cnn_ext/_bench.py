@@ -19,7 +19,7 @@ class _Conv(NamedTuple):
     name: str
     x_shape: tuple[int, int, int, int]
     weight_shape: tuple[int, int, int, int]
-    options: dict[str, int]
+    options: dict[str, Any]
 
 
 class _Pool(NamedTuple):
@@ -27,7 +27,7 @@ class _Pool(NamedTuple):
     kind: str
     x_shape: tuple[int, int, int, int]
     kernel_size: int
-    options: dict[str, int]
+    options: dict[str, Any]
 
 
 # Layers of published networks, (N, C, H, W) and (K, C/groups, R, S).
@@ -148,6 +148,7 @@ def _time_pool(
 
     def calls(module: Any, count: int) -> dict[str, Callable[[], np.ndarray]]:
         some_x, some_g = x[:count], grad_y[:count]
+        back: tuple[Any, ...]
         if pool.kind == "avg":
             back = (some_g, some_x.shape, size)
         else:

@@ -44,7 +44,9 @@ def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     """Return `value`, an int or a pair of ints, as (vertical, horizontal)."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise ValueError(f"{name} must be an int or a pair (h, w), got {shown(value)}")
+            raise ValueError(
+                f"{name} must be an int or a pair (h, w), got {shown(value)}"
+            )
         return (
             checked_size(value[0], f"{name}[0]", minimum),
             checked_size(value[1], f"{name}[1]", minimum),

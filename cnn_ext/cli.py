@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import signal
@@ -90,15 +91,15 @@ def _complain(text: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _printable(text: str, stream: Any) -> str:
+def _printable(text: str, stream: Any, keep: str = "") -> str:
     """`text` without control characters, and in letters that the stream can encode."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
 
 
 def _say(text: str) -> None:
-    print(_printable(text, sys.stdout), flush=True)
+    print(_printable(text, sys.stdout, keep="\n"), flush=True)
 
 
 def _text(error: Exception) -> str:
@@ -188,7 +189,7 @@ def _parser() -> _Parser:
         "same seed gives the same network",
     )
     train.add_argument(
-        "--out", metavar="FILE", help="default MODEL-DATA.safetensors, in this folder"
+        "--out", metavar="FILE", help="default MODEL-DATA.safetensors, here"
     )
 
     evaluate = add("evaluate", _evaluate, "Print a network's accuracy on test images.")
@@ -254,7 +255,8 @@ def _train(arguments: argparse.Namespace) -> None:
     height, width = dataset.input_shape[1:]
     name = arguments.model or ("lenet5" if min(height, width) >= 16 else "digits")
     stem = Path(os.path.abspath(arguments.source)).stem
-    out = Path(arguments.out or f"{name}-{stem}.safetensors")
+    stem = name if name == stem else f"{name}-{stem}"
+    out = Path(arguments.out or f"{stem}.safetensors")
     _check_out(out, arguments.source)
 
     net = dataclasses.replace(
@@ -339,12 +341,14 @@ def _predict(arguments: argparse.Namespace) -> None:
             "images of (1, H, W) or (3, H, W), built with input_shape="
         )
     names = _class_names(model, arguments.model)
+    targets = _targets(model, arguments.model)
     for path in arguments.images:
         image = read_image(path, channels=shape[0], size=(shape[1], shape[2]))
         if arguments.invert:
             image = 1 - image
         x = image.astype(model.dtype or np.float32)
-        y = model(x[np.newaxis])
+        with np.errstate(all="ignore"):  # the weights are whatever the file holds
+            y = model(x[np.newaxis])
         if y.ndim != 2 or (names is not None and len(names) != y.shape[1]):
             raise DataError(
                 f"{arguments.model}: outputs of shape {y.shape[1:]} are not one for "
@@ -352,7 +356,10 @@ def _predict(arguments: argparse.Namespace) -> None:
             )
         best = int(y[0].argmax())
         name = str(best) if names is None else names[best]
-        _say(f"{path}\t{name}\t{_probabilities(model, y)[0, best]:.4f}")
+        with np.errstate(all="ignore"):
+            probability = _probabilities(model, y, targets)[0, best]
+        row = (path, name, f"{probability:.4f}")
+        print("\t".join(_printable(part, sys.stdout) for part in row), flush=True)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -387,11 +394,11 @@ def _check_source(arguments: argparse.Namespace) -> None:
     if kind not in ("digits", "mnist", "npz"):
         kind = "folder"
         path = Path(source)
-        if any(
-            (path / f"{name}{z}").exists() for name in MNIST_FILES for z in ("", ".gz")
-        ):
+        forms = [f"{name}{suffix}" for name in MNIST_FILES for suffix in ("", ".gz")]
+        if any((path / form).exists() for form in forms):
             raise _UsageError(
-                f"{source} holds MNIST's files: use mnist --data {source}"
+                f"DATA is {source!r}, a folder with MNIST's files; "
+                f"give mnist --data {source}"
             )
         if not path.exists():
             raise _UsageError(
@@ -432,18 +439,23 @@ def _load_data(arguments: argparse.Namespace) -> Dataset:
 
 def _check_out(path: Path, source: str) -> None:
     """Find out before the training, not after it, that the file cannot be written."""
+    if importlib.util.find_spec("safetensors") is None:
+        raise _UsageError(
+            "saving the network needs safetensors: pip install 'cnn_ext[demo]'"
+        )
     if path.is_dir():
         raise _UsageError(f"--out is {path}, a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise _UsageError(f"--out is {path}, but there is no folder {path.parent}")
+    folder = Path(os.path.realpath(path)).parent  # a link is followed, as save does
+    if not folder.is_dir():
+        raise _UsageError(f"--out is {path}, but there is no folder {folder}")
     if path.exists() and os.path.exists(source) and path.samefile(source):
         raise _UsageError(f"--out is {path}, the data to train on; give another file")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise _UsageError(
-            f"--out is {path}, but {path.parent} cannot be written to: {error.strerror}"
+            f"--out is {path}, but {folder} cannot be written to: {error.strerror}"
         ) from error
 
 
@@ -484,11 +496,24 @@ def _class_names(model: Model, path: str) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _probabilities(model: Model, y: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes from the network's outputs."""
+def _targets(model: Model, path: str) -> tuple[float, float] | None:
+    """What squared error was told to reach for the other classes and for the class."""
     targets = model.metadata.get("targets")
-    if isinstance(targets, list) and len(targets) == 2:
-        off, on = (float(value) for value in targets)
+    if targets is None:
+        return None
+    if isinstance(targets, list) and all(type(t) in (int, float) for t in targets):
+        match targets:
+            case [off, on] if 1e-3 <= on - off <= 1e3 and abs(on) <= 1e3:
+                return off, on
+    raise DataError(f"{path}: its targets are not two numbers, the second the larger")
+
+
+def _probabilities(
+    model: Model, y: np.ndarray, targets: tuple[float, float] | None
+) -> np.ndarray:
+    """Probabilities of the classes from the network's outputs."""
+    if targets is not None:
+        off, on = targets
         # The least squared error is reached at the mean of the targets,
         # off + (on - off) * probability; scaled so that the classes add up to one.
         share = np.clip((y - off) / (on - off), np.finfo(y.dtype).tiny, 1)

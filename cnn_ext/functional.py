@@ -521,7 +521,9 @@ def _positions(argmax: Any, grad_y: Array, single: bool, g: PoolGeometry) -> Arr
         )
     wanted = g.y_shape[1:] if single else g.y_shape
     if argmax.shape != wanted:
-        raise ValueError(f"argmax must have grad_y's shape {wanted}, got {argmax.shape}")
+        raise ValueError(
+            f"argmax must have grad_y's shape {wanted}, got {argmax.shape}"
+        )
     if argmax.dtype == np.int64:
         limit, place = g.h * g.w, f"the plane of {g.h}x{g.w} pixels"
     else:
@@ -672,9 +674,7 @@ def subsample2d(
     """
     x, single = images(x, "x")
     gain, bias = _gain(gain, "gain", x), _gain(bias, "bias", x)
-    y = avg_pool2d(
-        x, kernel_size, stride=stride, padding=padding, divisor_override=1
-    )
+    y = avg_pool2d(x, kernel_size, stride=stride, padding=padding, divisor_override=1)
     y *= gain[:, None, None]
     y += bias[:, None, None]
     return y[0] if single else y
@@ -726,7 +726,9 @@ def subsample2d_backward(
     _check_shape(grad_y, "grad_y", sums.shape)
     sums *= grad_y
     error = grad_y * gain[:, None, None]
-    grad_x = avg_pool2d_backward(error, x.shape, kernel_size, divisor_override=1, **where)
+    grad_x = avg_pool2d_backward(
+        error, x.shape, kernel_size, divisor_override=1, **where
+    )
     return (
         grad_x[0] if single else grad_x,
         conv2d_backward_bias(sums),
@@ -752,7 +754,9 @@ def _image_shape(shape: Any, single: bool) -> tuple[int, ...]:
     try:
         sizes = tuple(shape)
     except TypeError:
-        raise TypeError(f"x_shape must be a tuple of sizes, got {shown(shape)}") from None
+        raise TypeError(
+            f"x_shape must be a tuple of sizes, got {shown(shape)}"
+        ) from None
     if single and len(sizes) == 3:
         return (1, *sizes)
     if single:
@@ -779,7 +783,12 @@ def _check_sizes(x: Array, name: str) -> None:
 
 
 def _pool_geometry_for(
-    grad_y: Array, x_shape: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any
+    grad_y: Array,
+    x_shape: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
 ) -> PoolGeometry:
     """The geometry that gives grad_y's shape, with ceil_mode or without."""
     g = PoolGeometry.of(x_shape, kernel_size, stride, padding, dilation, True)

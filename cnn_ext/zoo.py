@@ -137,7 +137,7 @@ def _digits(shape: Shape, classes: int, rng: np.random.Generator) -> Sequential:
 
 
 def _smoothed() -> Loss:
-    # On held-out parts of the 8x8 digits 98.8 % are right without, 99.7 % with it.
+    # On held-out parts of the 8x8 digits 98.8 % are right without, 99.5 % with it.
     return CrossEntropy(label_smoothing=0.1)
 
 
@@ -174,7 +174,7 @@ NETS: dict[str, Net] = {
         _digits,
         (1, 8, 8),
         "a small net for 8x8 digits",
-        lr=0.05,
+        lr=0.03,
         batch_size=32,
         epochs=30,
         weight_decay=5e-4,

@@ -27,6 +27,7 @@ cdef extern from "table.h" nogil:
 
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
+        const isize *first
 
     ctypedef struct cnn_share:
         isize at, code
@@ -104,13 +105,23 @@ cdef extern from "table.h" nogil:
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil
         void (*sum_window)(
-            void *, const void *, const cnn_window *, double) noexcept nogil
+            void *, const void *, const cnn_window *, double, const void *
+        ) noexcept nogil
         void (*max_backward)(
-            void *, isize, isize, const void *, const void *, int,
-            const cnn_share *, isize) noexcept nogil
+            void *, isize, const void *, const void *, int, const cnn_share *, isize
+        ) noexcept nogil
+        void (*max_scatter)(
+            void *, isize, isize, const void *, const void *, int, const isize *
+        ) noexcept nogil
         void (*sum_backward)(
-            void *, isize, isize, const void *, const double *,
-            const cnn_share *, isize) noexcept nogil
+            void *, isize, const void *, const cnn_share *, isize) noexcept nogil
+        void (*sum_spread)(
+            void *, isize, isize, isize, const void *, double, const void *
+        ) noexcept nogil
+        void (*add_row)(void *, const void *, isize) noexcept nogil
+        void (*fill_row)(void *, double, isize) noexcept nogil
+        void (*mean_rows)(
+            void *, isize, const void *, isize, isize, isize, double) noexcept nogil
 
     ctypedef struct cnn_kernel_set:
         const char *name

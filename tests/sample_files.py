@@ -1,4 +1,4 @@
-"""Small data files for the tests: IDX, MNIST-like folders, images."""
+"""Small data files for the tests (IDX, MNIST-like folders, images), and checks."""
 
 import gzip
 import os
@@ -6,6 +6,9 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from cnn_ext.data import DataError
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -64,3 +67,18 @@ def real_mnist():
             if list(folder.glob("train-images-idx3-ubyte*")):
                 return folder
     return None
+
+
+def refused(match, function, *args, **keywords):
+    """The call raises one DataError of one line that says `match`."""
+    with pytest.raises(DataError, match=match) as caught:
+        function(*args, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def check_whole(dataset):
+    for x, y in (dataset.train, dataset.test):
+        assert x.dtype == np.float32 and x.flags.c_contiguous and y.dtype == np.int64
+        assert x.shape == (len(y), *dataset.input_shape)
+        assert x.min() >= 0 and x.max() <= 1

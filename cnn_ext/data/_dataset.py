@@ -54,6 +54,11 @@ class Dataset:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise DataError(
+                f"{self.name}: has {len(self.class_names)} classes; a classifier needs "
+                "at least two"
+            )
         for part in ("train", "test"):
             x = getattr(self, f"x_{part}")
             y = getattr(self, f"y_{part}")

@@ -103,7 +103,12 @@ static const cnn_kernels FN(kernels) = {
     .max_window = FN(max_window),
     .sum_window = FN(sum_window),
     .max_backward = FN(max_backward),
+    .max_scatter = FN(max_scatter),
     .sum_backward = FN(sum_backward),
+    .sum_spread = FN(sum_spread),
+    .add_row = FN(add_row),
+    .fill_row = FN(fill_row),
+    .mean_rows = FN(mean_rows),
 };
 
 #undef WINOGRAD

@@ -75,6 +75,7 @@ typedef struct {
     isize rows, cols;
     isize row_step, col_step; /* in x, from one pixel of the window to the next */
     isize code, code_row;     /* position of the first pixel, of the next row's */
+    const isize *first;       /* added to code for each output, where it is not NULL */
 } cnn_window;
 
 /* One gradient that reaches an input pixel, from the window `at` elements on. */
@@ -143,14 +144,22 @@ typedef struct {
 
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);
-    void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor);
-    void (*max_backward)(void *grad_x, isize grad_x_lane, isize count,
-                         const void *grad_y, const void *argmax, int argmax_size,
+    void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,
+                       const void *lanes);
+    void (*max_backward)(void *grad_x, isize count, const void *grad_y,
+                         const void *argmax, int argmax_size, const cnn_share *,
+                         isize shares);
+    void (*max_scatter)(void *grad_x, isize step, isize count, const void *grad_y,
+                        const void *argmax, int argmax_size, const isize *offset);
+    void (*sum_backward)(void *grad_x, isize count, const void *grad_y,
                          const cnn_share *, isize shares);
-    /* divisors: one per output, or NULL for ones */
-    void (*sum_backward)(void *grad_x, isize grad_x_lane, isize count,
-                         const void *grad_y, const double *scales,
-                         const cnn_share *, isize shares);
+    void (*sum_spread)(void *row, isize step, isize cols, isize count,
+                       const void *grad_y, double scale, const void *scales);
+    void (*add_row)(void *dst, const void *src, isize count);
+    void (*fill_row)(void *dst, double value, isize count);
+    /* dst[i * dst_step] = sum of `cols` elements from src[i * src_row] / divisor */
+    void (*mean_rows)(void *dst, isize dst_step, const void *src, isize src_row,
+                      isize rows, isize cols, double divisor);
 } cnn_kernels;
 
 typedef struct {

@@ -185,3 +185,26 @@ static void FN(sum_rows)(void *dst_, const void *src_, isize src_row, isize src_
         dst[i] += total;
     }
 }
+
+/* dst[i * dst_step] = sum of src[i * src_row ... + cols) / divisor */
+static void FN(mean_rows)(void *dst_, isize dst_step, const void *src_, isize src_row,
+                          isize rows, isize cols, double divisor)
+{
+    REAL *dst = dst_;
+    for (isize i = 0; i < rows; i += LANES) {
+        isize n = rows - i < LANES ? rows - i : LANES;
+        VEC block[LANES], total = {0};
+        for (isize q = 0; q < LANES; q++) {
+            const REAL *row = (const REAL *)src_ + (i + (q < n ? q : 0)) * src_row;
+            VEC sum = {0};
+            isize j = 0;
+            for (; j + LANES <= cols; j += LANES) sum += FN(load)(row + j);
+            if (j < cols) sum += FN(load_part)(row + j, cols - j);
+            block[q] = sum;
+        }
+        FN(transpose_block)(block);
+        UNROLL for (int q = 0; q < LANES; q++) total += block[q];
+        total /= (REAL)divisor;
+        for (isize q = 0; q < n; q++) dst[(i + q) * dst_step] = total[q];
+    }
+}

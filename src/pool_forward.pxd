@@ -1,0 +1,137 @@
+# Pooling forward: maximum (and its place) or mean of each window.
+
+from geometry cimport image, pixel, pool_geometry
+from kernels cimport cnn_window, isize
+from pooling cimport column_divisor, inside, pooling, row_divisor, span
+
+
+cdef inline void pool_pixels(
+    const pooling *p, isize n, isize i, isize j
+) noexcept nogil:
+    """Channels last: output pixel (i, j), all channels."""
+    cdef const pool_geometry *g = &p.g
+    cdef isize top = i * g.stride_h - g.top, left = j * g.stride_w - g.left
+    cdef span rows = inside(top, g.dilation_h, g.r, g.h)
+    cdef span cols = inside(left, g.dilation_w, g.s, g.w)
+    cdef cnn_window w
+    cdef const char *x = pixel(
+        &p.x, n, 0, top + rows.first * g.dilation_h, left + cols.first * g.dilation_w)
+    cdef char *argmax = NULL
+    w.count, w.lane, w.first = g.c, 1, NULL
+    w.rows, w.cols = rows.last - rows.first, cols.last - cols.first
+    w.row_step = g.dilation_h * p.x.step_h
+    w.col_step = g.dilation_w * p.x.step_w
+    w.code, w.code_row = rows.first * g.s + cols.first, g.s
+    if p.average:
+        p.kernels.sum_window(
+            pixel(&p.y, n, 0, i, j), x, &w, row_divisor(p, i) * column_divisor(p, j),
+            NULL)
+        return
+    if p.argmax.data != NULL:
+        argmax = pixel(&p.argmax, n, 0, i, j)
+    p.kernels.max_window(
+        pixel(&p.y, n, 0, i, j), argmax, <int> p.argmax.itemsize, x, &w)
+
+
+cdef inline isize forward_pitch(const pooling *p) noexcept nogil:
+    """Columns of a padded row: what the windows of all output columns touch."""
+    cdef const pool_geometry *g = &p.g
+    return (g.out_w - 1) * g.stride_w + g.dilation_w * (g.s - 1) + 1
+
+
+cdef inline bint needs_copy(const pooling *p) noexcept nogil:
+    """Whether windows reach beyond the row, or the row has gaps."""
+    return (
+        p.g.left > 0 or forward_pitch(p) - p.g.left > p.g.w or p.x.step_w != 1)
+
+
+cdef inline void copy_row(
+    const pooling *p, isize n, isize c, isize y, char *to
+) noexcept nogil:
+    """Row y of the plane, with -inf (max) or 0 (mean) around it."""
+    cdef isize size = p.x.itemsize, pitch = forward_pitch(p), left = p.g.left
+    cdef isize used = min(p.g.w, pitch - left)
+    cdef double fill = 0.0 if p.average else -float_inf
+    p.kernels.fill_row(to, fill, left)
+    p.kernels.copy(
+        to + left * size, 1, 1, pixel(&p.x, n, c, y, 0), p.x.step_w, 1, used, 1)
+    p.kernels.fill_row(to + (left + used) * size, fill, pitch - left - used)
+
+
+cdef extern from "<math.h>":
+    double float_inf "INFINITY"
+
+
+cdef inline void pool_rows(
+    const pooling *p, isize n, isize c, isize i0, isize i1, char *scratch
+) noexcept nogil:
+    """Planes: output rows [i0, i1) of one channel, each as one run."""
+    cdef const pool_geometry *g = &p.g
+    cdef isize size = p.x.itemsize, pitch = forward_pitch(p)
+    cdef isize y0 = max(0, i0 * g.stride_h - g.top), y, i, top
+    cdef isize y1 = min(g.h, (i1 - 1) * g.stride_h - g.top
+                        + g.dilation_h * (g.r - 1) + 1)
+    cdef bint copied = needs_copy(p)
+    cdef span rows
+    cdef cnn_window w
+    cdef const char *x
+    cdef char *argmax = NULL
+    if copied:
+        for y in range(y0, y1):
+            copy_row(p, n, c, y, scratch + (y - y0) * pitch * size)
+    w.count, w.lane, w.cols = g.out_w, g.stride_w, g.s
+    w.first = p.first
+    w.col_step, w.code_row = g.dilation_w, g.s
+    for i in range(i0, i1):
+        top = i * g.stride_h - g.top
+        rows = inside(top, g.dilation_h, g.r, g.h)
+        w.rows = rows.last - rows.first
+        w.code = rows.first * g.s
+        y = top + rows.first * g.dilation_h
+        if copied:
+            w.row_step = g.dilation_h * pitch
+            x = scratch + (y - y0) * pitch * size
+        else:
+            w.row_step = g.dilation_h * p.x.step_h
+            x = pixel(&p.x, n, c, y, 0)
+        if p.average:
+            p.kernels.sum_window(
+                pixel(&p.y, n, c, i, 0), x, &w, row_divisor(p, i), p.divisors)
+            continue
+        if p.argmax.data != NULL:
+            argmax = pixel(&p.argmax, n, c, i, 0)
+        p.kernels.max_window(
+            pixel(&p.y, n, c, i, 0), argmax, <int> p.argmax.itemsize, x, &w)
+
+
+cdef inline isize forward_scratch(const pooling *p) noexcept nogil:
+    cdef const pool_geometry *g = &p.g
+    cdef isize rows = (p.rows_per_task - 1) * g.stride_h + g.dilation_h * (g.r - 1) + 1
+    if p.channels_last or not needs_copy(p):
+        return 0
+    return rows * forward_pitch(p) * p.x.itemsize
+
+
+cdef inline void forward_task(void *job, isize task, char *scratch) noexcept nogil:
+    cdef const pooling *p = <const pooling *> job
+    cdef const pool_geometry *g = &p.g
+    cdef isize plane = task // p.tasks_per_plane, i, j
+    cdef isize i0 = task % p.tasks_per_plane * p.rows_per_task
+    cdef isize i1 = min(i0 + p.rows_per_task, g.out_h)
+    if not p.channels_last:
+        pool_rows(p, plane // g.c, plane % g.c, i0, i1, scratch)
+        return
+    for i in range(i0, i1):
+        for j in range(g.out_w):
+            pool_pixels(p, plane, i, j)
+
+
+cdef inline void whole_plane_task(void *job, isize task, char *scratch) noexcept nogil:
+    """Mean of planes without gaps that one window covers whole."""
+    cdef const pooling *p = <const pooling *> job
+    cdef isize n = task // p.tasks_per_plane
+    cdef isize c0 = task % p.tasks_per_plane * p.rows_per_task
+    cdef isize channels = min(p.rows_per_task, p.g.c - c0)
+    p.kernels.mean_rows(
+        pixel(&p.y, n, c0, 0, 0), p.y.step_c, pixel(&p.x, n, c0, 0, 0), p.x.step_c,
+        channels, p.g.h * p.g.w, row_divisor(p, 0) * column_divisor(p, 0))
