@@ -1,5 +1,6 @@
 """cnn_ext: convolutional networks on CPUs, fast and small."""
 
+from . import _openmp  # noqa: I001, F401  before anything that loads OpenMP
 from . import functional, zoo
 from ._machine import (
     get_num_threads,

@@ -1,5 +1,7 @@
-# Kernel set in use, number of threads. The capsule `runtime` is for the other
-# compiled modules: its C side is in src/kernels/runtime.h.
+# Kernel set in use, number of threads.
+
+# a capsule for the other compiled modules; its C side is in src/kernels/runtime.h
+runtime: object
 
 def kernel_sets() -> list[str]: ...
 def kernel_set() -> str: ...

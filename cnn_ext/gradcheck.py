@@ -265,7 +265,7 @@ class _Subject:
     def forward(self) -> Array:
         """Return the output for the present values."""
         result = self.call(*self.inputs)
-        return np.asarray(result if self.vjp is not None else self._split(result)[0])
+        return np.array(result if self.vjp is not None else self._split(result)[0])
 
     def project(
         self, rng: np.random.Generator

@@ -83,21 +83,34 @@ def frozen(function: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def overwrites(function: Any, *args: Any, order: str = "contiguous", **kwargs: Any):
+def overwrites(
+    function: Any,
+    *args: Any,
+    order: str = "contiguous",
+    bound: Any = None,
+    **kwargs: Any,
+) -> Any:
     """Call `function`, and again with poisoned outputs; return the result.
 
-    Whatever was in `out` before, and wherever it lies, the bits must be the same as
-    without it; and nothing beside `out` may be written.
+    Whatever was in `out` before, the bits must be the same, and nothing beside it may
+    be written. They are also those of the result without `out`, unless a `bound` says
+    how far that may be off, for `out` may lie in another order and be summed in one.
     """
     result = frozen(function, *args, **kwargs)
     expected = result[0] if isinstance(result, tuple) else result
+    first = None
     for poison in POISONS:
         out, around = guarded(expected.shape, expected.dtype, poison, order)
         given = function(*args, out=out, **kwargs)
         given = given[0] if isinstance(given, tuple) else given
         assert given is out or given.base is not None
         assert given.__array_interface__["data"] == out.__array_interface__["data"]
-        assert_same_bits(out, expected)
+        if bound is None:
+            assert_same_bits(out, expected)
+        else:
+            assert_near(out, expected, bound)
+        first = out.copy() if first is None else first
+        assert_same_bits(out, first)
         out[...] = poison
         assert_same_bits(around, np.full_like(around, poison))
     return result

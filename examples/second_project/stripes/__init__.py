@@ -29,14 +29,14 @@ def draw(
 def network(rng: np.random.Generator) -> cnn_ext.Sequential:
     """Build a network of two convolutions for 16 x 16 images."""
     return cnn_ext.Sequential(
-        cnn_ext.Conv2d(1, 8, 5, padding=2, rng=rng),
+        cnn_ext.Conv2d(1, 8, 5, padding=2, seed=rng),
         cnn_ext.ReLU(),
         cnn_ext.MaxPool2d(2),
-        cnn_ext.Conv2d(8, 8, 3, padding=1, rng=rng),
+        cnn_ext.Conv2d(8, 8, 3, padding=1, seed=rng),
         cnn_ext.ReLU(),
         cnn_ext.AvgPool2d(2),
         cnn_ext.Flatten(),
-        cnn_ext.Linear(8 * 4 * 4, len(DIRECTIONS), rng=rng),
+        cnn_ext.Linear(8 * 4 * 4, len(DIRECTIONS), seed=rng),
     )
 
 
