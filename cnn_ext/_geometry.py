@@ -31,7 +31,8 @@ def checked_size(value: Any, name: str, minimum: int = 0) -> int:
         size = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name} must be an integer, got {shown(value)} of type {type(value).__name__}"
+            f"{name} must be an integer, got {shown(value)} "
+            f"of type {type(value).__name__}"
         ) from None
     if size < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {size}")
@@ -125,7 +126,7 @@ def _hashable(value: Any) -> Any:
 
 
 class ConvGeometry(NamedTuple):
-    """Sizes of one 2-D convolution: images (n, c, h, w), filters (k, c/groups, r, s)."""
+    """Sizes of a convolution: images (n, c, h, w), filters (k, c / groups, r, s)."""
 
     n: int
     c: int
@@ -280,9 +281,9 @@ def _pooled(size: int, pad: int, extent: int, stride: int, before: int, ceil: bo
     return out
 
 
-def _reach_a_pixel(size: int, before: int, taps: int, stride: int, gap: int) -> bool:
+def _reach_a_pixel(size: int, taps: int, gap: int, starts: range) -> bool:
     """Whether the windows that start in the padding meet the image."""
-    for start in range(-before, 0, stride):
+    for start in starts:
         steps = -(start // gap)  # the first step that is not in the padding
         if steps >= taps or start + steps * gap >= size:
             return False
@@ -312,11 +313,12 @@ def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
             f"the kernel covers {extent[0]}x{extent[1]} pixels, more than the padded "
             f"image of {h + top + bottom}x{w + left + right}"
         )
-    for size, before, taps, step, gap in (
-        (h, top, r, stride_h, dilation_h),
-        (w, left, s, stride_w, dilation_w),
+    for size, before, taps, step, gap, windows in (
+        (h, top, r, stride_h, dilation_h, out_h),
+        (w, left, s, stride_w, dilation_w, out_w),
     ):
-        if not _reach_a_pixel(size, before, taps, step, gap):
+        starts = range(-before, min(0, windows * step - before), step)
+        if not _reach_a_pixel(size, taps, gap, starts):
             raise ValueError(
                 f"padding of {before} and dilation of {gap} leave a window of "
                 f"{taps} without any pixel of {size}"

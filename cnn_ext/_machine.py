@@ -83,9 +83,10 @@ def get_precision() -> str:
 def show_config() -> str:
     """Return what runs here: version, kernel set, CPU features, threads."""
     openmp = _runtime.openmp_version()
+    sets = ", ".join(_runtime.kernel_sets())
     lines = {
         "cnn_ext": __version__,
-        "kernel set": f"{_runtime.kernel_set()} (of {', '.join(_runtime.kernel_sets())})",
+        "kernel set": f"{_runtime.kernel_set()} (of {sets})",
         "CPU features": _runtime.cpu_features(),
         "threads": f"{get_num_threads()}",
         "precision": get_precision(),

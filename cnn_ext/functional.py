@@ -37,6 +37,7 @@ __all__ = [
     "conv2d_backward_bias",
     "conv2d_backward_input",
     "conv2d_backward_weight",
+    "explain_conv2d",
     "linear",
     "linear_backward_bias",
     "linear_backward_input",
@@ -64,6 +65,7 @@ def conv2d(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    activation: Literal["relu"] | None = None,
     out: Array | None = None,
 ) -> Array:
     """2-D convolution (cross-correlation, the kernel is not flipped).
@@ -83,6 +85,8 @@ def conv2d(
         SAME_UPPER, for any stride) or ``"same_lower"``.
     groups : int
         Channels and filters fall into this many independent groups.
+    activation : {None, "relu"}
+        Applied as the result is stored, at no cost; NaN stays NaN.
     out : ndarray, optional
         Where to put the result.
 
@@ -108,8 +112,11 @@ def conv2d(
     if bias is not None:
         bias = vector(bias, "bias", g.k, f"weight has {g.k} filters")
     same_dtype(x, "x", weight=weight, bias=bias)
+    if activation not in (None, "relu"):
+        raise ValueError(f"activation must be None or 'relu', got {shown(activation)}")
     y = result(out, g.y_shape, x, single, x=x, weight=weight, bias=bias)
-    _conv.conv2d(g, x, np.ascontiguousarray(weight), bias, y)
+    relu = activation is not None
+    _conv.conv2d(g, x, np.ascontiguousarray(weight), bias, y, relu)
     return y[0] if single else y
 
 
@@ -239,6 +246,62 @@ def conv2d_backward_bias(grad_y: Array, *, out: Array | None = None) -> Array:
         return grad_bias
     out[...] = grad_bias
     return out
+
+
+_WHY = {
+    "direct": "the direct sum: rows are pixels, vectors are filters",
+    "planes": "few channels or filters: rows are filters, vectors are pixels of planes",
+    "depthwise": "one channel a group: vectors are channels",
+    "winograd": "3x3 or 5x5 with stride 1 and 16 or more channels and filters: "
+    "minimal filtering on patches of 6x6 pixels",
+}
+
+
+def explain_conv2d(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    dtype: Any = np.float32,
+    channels_last: bool = False,
+) -> str:
+    """Say which algorithm each pass of a convolution takes, and why.
+
+    The choice follows from the geometry, the dtype, the memory order, the kernel set
+    and `cnn_ext.set_precision`; never from the number of threads or from timings.
+
+    Parameters
+    ----------
+    x_shape : tuple of int, (N, C, H, W)
+    weight_shape : tuple of int, (K, C // groups, R, S)
+    stride, padding, dilation, groups
+        As in `conv2d`.
+    dtype : {numpy.float32, numpy.float64}
+    channels_last : bool
+        Memory order of the arrays.
+
+    Returns
+    -------
+    str
+        One line a pass. With a stride, backward_input's is for its first phase.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`.
+    """
+    g = ConvGeometry.of(x_shape, weight_shape, stride, padding, dilation, groups)
+    if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype must be float32 or float64, got {shown(dtype)}")
+    names = _conv.algorithms(g, np.dtype(dtype).itemsize, bool(channels_last))
+    passes = ("forward", "backward_input", "backward_weight")
+    return "\n".join(
+        f"{which:<16}{name:<10}{_WHY[name]}"
+        for which, name in zip(passes, names, strict=True)
+    )
 
 
 # --- linear: a convolution of images of one row, N pixels wide -----------------
@@ -791,11 +854,21 @@ def _pool_geometry_for(
     dilation: Any,
 ) -> PoolGeometry:
     """The geometry that gives grad_y's shape, with ceil_mode or without."""
-    g = PoolGeometry.of(x_shape, kernel_size, stride, padding, dilation, True)
-    if g.y_shape != grad_y.shape:
-        g = PoolGeometry.of(x_shape, kernel_size, stride, padding, dilation, False)
-    _check_shape(grad_y, "grad_y", g.y_shape)
-    return g
+    found: list[PoolGeometry] = []
+    for ceil_mode in (False, True):
+        try:
+            g = PoolGeometry.of(
+                x_shape, kernel_size, stride, padding, dilation, ceil_mode
+            )
+        except ValueError:
+            if ceil_mode and not found:
+                raise
+            continue
+        if g.y_shape == grad_y.shape:
+            return g
+        found.append(g)
+    _check_shape(grad_y, "grad_y", found[0].y_shape)
+    return found[0]
 
 
 def _pool_input(x: Array) -> Array:

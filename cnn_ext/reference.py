@@ -114,6 +114,7 @@ def conv2d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    activation: str | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Return the cross-correlation of `x` with `weight`, plus `bias`.
@@ -121,7 +122,7 @@ def conv2d(
     ``y[n,k,i,j] = bias[k] + sum over c,r,s of weight[k,c,r,s]
     * x[n, c, i*stride + r*dilation - top, j*stride + s*dilation - left]``
     where c runs over the channels of k's group, and pixels outside of the image are
-    zero.
+    zero. With ``activation="relu"`` a sum that is not above zero becomes zero.
 
     See Also
     --------
@@ -141,6 +142,8 @@ def conv2d(
         bias = np.asarray(bias, dtype=np.float64)
         _check(bias, (g.k,), "bias")
         y += bias[:, None, None]
+    if activation == "relu":
+        y[y <= 0] = 0
     return _deliver(y, single, out)
 
 

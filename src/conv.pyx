@@ -9,9 +9,9 @@ from cnn_ext import _runtime
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
 
-from algorithms cimport correlate, weight_gradient
+from algorithms cimport choose, choose_gradient, correlate, weight_gradient
 from boxes cimport tap_list
-from correlate cimport correlation
+from correlate cimport DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
@@ -99,6 +99,20 @@ cdef void list_taps(
         taps.sy, taps.sx = g.stride_h, g.stride_w
 
 
+cdef correlation forward_of(
+    const conv_geometry *g, tap_tables *tables, image x, const char *weight,
+    const char *bias, image y, int activation,
+) noexcept nogil:
+    cdef correlation c
+    list_taps(&c.taps, tables, g, 0, 0, False)
+    c.src, c.dst = x, y
+    c.groups, c.depth, c.outs = g.groups, g.c // g.groups, g.k // g.groups
+    c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
+    c.transposed = False
+    c.bias, c.activation = bias, activation
+    return c
+
+
 cdef int run_forward(
     const conv_geometry *g, image x, const char *weight, const char *bias, image y,
     int activation,
@@ -108,15 +122,30 @@ cdef int run_forward(
     cdef int failed
     if make_tables(&tables, g.r * g.s):
         return -1
-    list_taps(&c.taps, &tables, g, 0, 0, False)
-    c.src, c.dst = x, y
-    c.groups, c.depth, c.outs = g.groups, g.c // g.groups, g.k // g.groups
-    c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
-    c.transposed = False
-    c.bias, c.activation = bias, activation
+    c = forward_of(g, &tables, x, weight, bias, y, activation)
     failed = correlate(runtime, &c)
     free(tables.memory)
     return failed
+
+
+cdef correlation backward_of(
+    const conv_geometry *g, tap_tables *tables, image grad_y, const char *weight,
+    image grad_x, isize py, isize px,
+) noexcept nogil:
+    """The phase of grad_x's rows py, py + stride, ... and columns px, ..."""
+    cdef correlation c
+    list_taps(&c.taps, tables, g, py, px, True)
+    c.src, c.dst = grad_y, grad_x
+    c.dst.data += grad_x.itemsize * (py * grad_x.step_h + px * grad_x.step_w)
+    c.dst.h = (g.h - py + g.stride_h - 1) // g.stride_h
+    c.dst.w = (g.w - px + g.stride_w - 1) // g.stride_w
+    c.dst.step_h *= g.stride_h
+    c.dst.step_w *= g.stride_w
+    c.groups, c.depth, c.outs = g.groups, g.k // g.groups, g.c // g.groups
+    c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
+    c.transposed = True
+    c.bias, c.activation = NULL, CNN_LINEAR
+    return c
 
 
 cdef int run_backward_input(
@@ -131,21 +160,21 @@ cdef int run_backward_input(
         return -1
     for py in range(min(g.stride_h, g.h)):
         for px in range(min(g.stride_w, g.w)):
-            list_taps(&c.taps, &tables, g, py, px, True)
-            c.src, c.dst = grad_y, grad_x
-            c.dst.data += grad_x.itemsize * (
-                py * grad_x.step_h + px * grad_x.step_w)
-            c.dst.h = (g.h - py + g.stride_h - 1) // g.stride_h
-            c.dst.w = (g.w - px + g.stride_w - 1) // g.stride_w
-            c.dst.step_h *= g.stride_h
-            c.dst.step_w *= g.stride_w
-            c.groups, c.depth, c.outs = g.groups, g.k // g.groups, g.c // g.groups
-            c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
-            c.transposed = True
-            c.bias, c.activation = NULL, CNN_LINEAR
+            c = backward_of(g, &tables, grad_y, weight, grad_x, py, px)
             failed |= correlate(runtime, &c)
     free(tables.memory)
     return failed
+
+
+cdef gradient_of_weight gradient_of(
+    const conv_geometry *g, tap_tables *tables, image grad_y, image x,
+    char *grad_weight,
+) noexcept nogil:
+    cdef gradient_of_weight w
+    list_taps(&w.taps, tables, g, 0, 0, False)
+    w.x, w.grad_y, w.grad_weight = x, grad_y, grad_weight
+    w.groups, w.channels, w.filters = g.groups, g.c // g.groups, g.k // g.groups
+    return w
 
 
 cdef int run_backward_weight(
@@ -156,9 +185,7 @@ cdef int run_backward_weight(
     cdef int failed
     if make_tables(&tables, g.r * g.s):
         return -1
-    list_taps(&w.taps, &tables, g, 0, 0, False)
-    w.x, w.grad_y, w.grad_weight = x, grad_y, grad_weight
-    w.groups, w.channels, w.filters = g.groups, g.c // g.groups, g.k // g.groups
+    w = gradient_of(g, &tables, grad_y, x, grad_weight)
     failed = weight_gradient(runtime, &w)
     free(tables.memory)
     return failed
@@ -237,3 +264,46 @@ def conv2d_backward_bias(grad_y, grad_bias):
     PyBuffer_Release(&vb)
     if failed:
         raise MemoryError("conv2d_backward_bias: no memory for its scratch space")
+
+
+cdef image dense_image(
+    isize itemsize, isize n, isize c, isize h, isize w, bint channels_last
+) noexcept nogil:
+    """The sizes and steps of an array that is not there."""
+    cdef image i
+    i.data, i.itemsize = NULL, itemsize
+    i.n, i.c, i.h, i.w = n, c, h, w
+    i.step_n = c * h * w
+    i.step_c, i.step_h, i.step_w = h * w, w, 1
+    if channels_last:
+        i.step_c, i.step_h, i.step_w = 1, w * c, c
+    return i
+
+
+def algorithms(object sizes, isize itemsize, bint channels_last):
+    """Names of the algorithms of forward, backward_input and backward_weight."""
+    cdef conv_geometry g = conv_sizes(sizes)
+    cdef tap_tables tables
+    cdef correlation c
+    cdef gradient_of_weight w
+    cdef image x = dense_image(itemsize, g.n, g.c, g.h, g.w, channels_last)
+    cdef image y = dense_image(itemsize, g.n, g.k, g.out_h, g.out_w, channels_last)
+    names = {
+        DIRECT: "direct", PLANES: "planes", DEPTHWISE: "depthwise",
+        WINOGRAD: "winograd",
+    }
+    if make_tables(&tables, g.r * g.s):
+        raise MemoryError("explain_conv2d: no memory for its scratch space")
+    c = forward_of(&g, &tables, x, NULL, NULL, y, CNN_LINEAR)
+    c.kernels = kernels_for(runtime, itemsize)
+    c.block = c.kernels.lanes * c.kernels.vectors
+    forward = names[choose(runtime, &c)]
+    c = backward_of(&g, &tables, y, NULL, x, 0, 0)
+    c.kernels = kernels_for(runtime, itemsize)
+    c.block = c.kernels.lanes * c.kernels.vectors
+    backward_input = names[choose(runtime, &c)]
+    w = gradient_of(&g, &tables, y, x, NULL)
+    w.kernels = kernels_for(runtime, itemsize)
+    backward_weight = names[choose_gradient(runtime, &w)]
+    free(tables.memory)
+    return forward, backward_input, backward_weight

@@ -343,7 +343,13 @@ def test_ctrl_c_before_training_says_so(run, toy, monkeypatch):
     assert run("train", toy) == (130, "", "cnn-ext: interrupted; nothing was written\n")
 
 
-PROGRAM = (sys.executable, "-m", "cnn_ext.cli")
+PROGRAM = (sys.executable, "-P", "-m", "cnn_ext.cli")
+
+
+@pytest.fixture(autouse=True)
+def children_find_the_package_under_test(monkeypatch):
+    place = str(Path(cnn_ext.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", place, prepend=os.pathsep)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")

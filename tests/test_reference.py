@@ -23,8 +23,9 @@ needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
 
 
 def test_every_operator_has_a_reference_of_the_same_signature():
-    assert set(reference.__all__) == set(F.__all__)
-    for name in F.__all__:
+    operators = set(F.__all__) - {"explain_conv2d"}  # words, not numbers
+    assert set(reference.__all__) == operators
+    for name in operators:
         fast, plain = (
             [
                 (p.name, p.kind, p.default)

@@ -1,0 +1,77 @@
+"""The choice of an algorithm, and what a user is told of it."""
+
+import numpy as np
+import pytest
+
+import cnn_ext
+from cnn_ext import functional as F
+
+
+def chosen(*shapes, **options):
+    return [
+        line.split()[1] for line in F.explain_conv2d(*shapes, **options).split("\n")
+    ]
+
+
+def test_each_kind_of_geometry_gets_its_algorithm():
+    large = (8, 64, 28, 28), (64, 64, 3, 3)
+    assert chosen(*large, padding=1) == ["winograd"] * 3
+    assert chosen(*large, padding=1, stride=2) == ["direct"] * 3
+    assert chosen(*large, padding=1, dtype=np.float64) == ["direct"] * 3
+    assert chosen((8, 1, 28, 28), (6, 1, 5, 5)) == ["planes"] * 3
+    depthwise = (8, 64, 28, 28), (64, 1, 3, 3)
+    assert chosen(*depthwise, groups=64, channels_last=True) == ["depthwise"] * 3
+
+
+def test_strict_precision_sums_directly():
+    cnn_ext.set_precision("strict")
+    try:
+        assert cnn_ext.get_precision() == "strict"
+        assert chosen((8, 64, 28, 28), (64, 64, 3, 3)) == ["direct"] * 3
+    finally:
+        cnn_ext.set_precision("fast")
+    with pytest.raises(ValueError, match="precision must be"):
+        cnn_ext.set_precision("exact")
+
+
+@pytest.mark.parametrize("precision, bound", [("strict", 1e-6), ("fast", 5e-6)])
+@pytest.mark.parametrize("size", [3, 5])
+def test_accuracy_against_float64(precision, bound, size):
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((4, 48, 19, 22))
+    w = rng.standard_normal((40, 48, size, size))
+    y = F.conv2d(x, w, padding=1)
+    g = rng.standard_normal(y.shape)
+    wanted = [
+        y,
+        F.conv2d_backward_input(g, w, x.shape, padding=1),
+        F.conv2d_backward_weight(g, x, w.shape, padding=1),
+    ]
+    x, w, g = x.astype(np.float32), w.astype(np.float32), g.astype(np.float32)
+    cnn_ext.set_precision(precision)
+    try:
+        found = [
+            F.conv2d(x, w, padding=1),
+            F.conv2d_backward_input(g, w, x.shape, padding=1),
+            F.conv2d_backward_weight(g, x, w.shape, padding=1),
+        ]
+    finally:
+        cnn_ext.set_precision("fast")
+    for a, b in zip(found, wanted, strict=True):
+        assert np.linalg.norm(a - b) <= bound * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 20])
+@pytest.mark.parametrize("filters", [1, 6, 24])
+def test_relu_as_the_result_is_stored(channels, filters):
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((2, channels, 13, 14), np.float32)
+    x[0, 0, 6, 6] = np.nan
+    w = rng.standard_normal((filters, channels, 3, 3), np.float32)
+    b = rng.standard_normal(filters, np.float32)
+    y = F.conv2d(x, w, b)
+    np.testing.assert_array_equal(
+        F.conv2d(x, w, b, activation="relu"), np.where(y <= 0, 0, y)
+    )
+    with pytest.raises(ValueError, match="activation must be None or 'relu'"):
+        F.conv2d(x, w, b, activation="tanh")
