@@ -9,7 +9,7 @@ import numpy as np
 __all__ = ["images", "matrix", "result", "same_dtype", "vector"]
 
 Array = np.ndarray[Any, Any]
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def floats(x: Any, name: str, ndims: tuple[int, ...], axes: str) -> Array:
@@ -19,21 +19,21 @@ def floats(x: Any, name: str, ndims: tuple[int, ...], axes: str) -> Array:
             f"{name} must be a numpy array, got {type(x).__name__}; "
             "convert it with numpy.asarray"
         )
-    if x.dtype not in FLOATS:
+    if x.dtype is not FLOAT32 and x.dtype is not FLOAT64:
+        if x.dtype in (FLOAT32, FLOAT64):  # equal, but another object
+            return floats(x.view(x.dtype.name), name, ndims, axes)
         hint = f"{name}.astype(numpy.float32)"
         if x.dtype == np.uint8:
             hint += " / 255"
         raise TypeError(
             f"{name} must be float32 or float64, got {x.dtype}; convert it, e.g. {hint}"
         )
-    if not x.dtype.isnative:
-        raise TypeError(
-            f"{name} must have the machine's byte order, got {x.dtype.str}; "
-            f"convert it with {name}.astype({x.dtype.name!r})"
-        )
     if x.ndim not in ndims:
         raise ValueError(f"{name} must have axes {axes}, got shape {x.shape}")
-    if not x.flags.aligned or any(step % x.itemsize for step in x.strides):
+    flags = x.flags
+    if not flags.aligned or (
+        not flags.c_contiguous and any(step % x.itemsize for step in x.strides)
+    ):
         x = x.copy()  # e.g. a field of a packed record
     return x
 

@@ -111,12 +111,14 @@ def conv2d(
     g = ConvGeometry.of(x.shape, weight.shape, stride, padding, dilation, groups)
     if bias is not None:
         bias = vector(bias, "bias", g.k, f"weight has {g.k} filters")
-    same_dtype(x, "x", weight=weight, bias=bias)
+    if x.dtype is not weight.dtype or bias is not None:
+        same_dtype(x, "x", weight=weight, bias=bias)
     if activation not in (None, "relu"):
         raise ValueError(f"activation must be None or 'relu', got {shown(activation)}")
     y = result(out, g.y_shape, x, single, x=x, weight=weight, bias=bias)
-    relu = activation is not None
-    _conv.conv2d(g, x, np.ascontiguousarray(weight), bias, y, relu)
+    if not weight.flags.c_contiguous:
+        weight = np.ascontiguousarray(weight)
+    _conv.conv2d(g, x, weight, bias, y, activation is not None)
     return y[0] if single else y
 
 

@@ -16,7 +16,7 @@ from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
 from kernels cimport (
-    CNN_LINEAR, CNN_RELU, CNN_RUNTIME, cnn_kernels, cnn_runtime, isize, kernels_for,
+    CNN_LINEAR, CNN_RELU, CNN_RUNTIME, cnn_runtime, isize, kernels_for,
 )
 from weight_gradient cimport gradient_of_weight, sum_channels
 

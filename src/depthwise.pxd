@@ -39,7 +39,7 @@ cdef inline void depthwise_pack(correlation *c) noexcept nogil:
 
 cdef inline void depthwise_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const correlation *c = <const correlation *> job
-    cdef isize size = c.kernels.itemsize, i, t
+    cdef isize size = c.kernels.itemsize, i
     cdef isize gangs = ceil_div(c.groups, c.gang)
     cdef isize channel = task % gangs * c.gang
     cdef isize channels = min(c.gang, c.groups - channel)

@@ -36,8 +36,8 @@ cdef inline void point_at_source(
     cdef const tap_list *taps = &c.taps
     cdef isize mr = c.kernels.mr, size = c.kernels.itemsize
     cdef isize runs = taps.count // taps.wide
-    cdef isize n, i, j, t, y, x, at, lane = 0
-    cdef isize row_step, col_step
+    cdef isize n, i, t, y, x, at, lane = 0, _j
+    cdef isize col_step
     cdef const char *base
     cdef const void **to = a
     cdef bint inside
@@ -55,8 +55,8 @@ cdef inline void point_at_source(
                 col_step = taps.sx * c.src.step_w * size
             y = i * taps.sy
             inside = c.banded or not c.padded
-            for j in range(where.j0, where.j1):
-                x = j * taps.sx
+            x = where.j0 * taps.sx
+            for _j in range(where.j1 - where.j0):
                 if inside or (
                     y + taps.dy_min >= 0 and y + taps.dy_max < c.src.h
                     and x + taps.dx_min >= 0 and x + taps.dx_max < c.src.w
@@ -72,21 +72,22 @@ cdef inline void point_at_source(
                         else:
                             to[t * mr + lane] = zeros
                 base += col_step
+                x += taps.sx
                 lane += 1
                 if lane == mr:
                     lane = 0
                     to += runs * mr
     if lane:  # rows of the last tile that nobody will store
-        for j in range(lane, mr):
+        for i in range(lane, mr):
             for t in range(runs):
-                to[t * mr + j] = to[t * mr]
+                to[t * mr + i] = to[t * mr]
 
 
 cdef inline void point_at_result(
     const correlation *c, const box *where, isize group, void **to, char *tile
 ) noexcept nogil:
     """Fill to[pixel]: where each row of C begins, in dst or in the scratch tile."""
-    cdef isize n, i, j, p = 0
+    cdef isize n, i, p = 0, _j
     cdef isize step = c.dst.step_w * c.dst.itemsize
     cdef char *row = tile
     if not c.direct:
@@ -95,7 +96,7 @@ cdef inline void point_at_result(
         for i in range(where.i0, where.i1):
             if c.direct:
                 row = pixel(&c.dst, n, group * c.outs, i, where.j0)
-            for j in range(where.j0, where.j1):
+            for _j in range(where.j1 - where.j0):
                 to[p] = row
                 row += step
                 p += 1

@@ -12,10 +12,10 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 
 from geometry cimport (
-    Py_buffer, PyBuffer_Release, ceil_div, hold, image, image_of, pixel,
-    pool_geometry, pool_sizes,
+    Py_buffer, PyBuffer_Release, ceil_div, hold, image_of, pixel, pool_geometry,
+    pool_sizes,
 )
-from kernels cimport CNN_RUNTIME, cnn_runtime, cnn_task, isize, kernels_for
+from kernels cimport CNN_RUNTIME, cnn_runtime, isize, kernels_for
 from pool_backward cimport (
     fill_plane_task, gather_scratch, gather_task, most_windows, scatter_indices_task,
     scatter_task, shift_scratch, shift_task, spread_scratch, spread_task,
