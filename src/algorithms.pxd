@@ -23,7 +23,8 @@ from planes_gradient cimport (
     dot_space_of, plan_planes_gradient, planes_gradient_task, store_planes,
 )
 from planes cimport (
-    offsets_of_planes, plan_planes, plane_pack_task, plane_space_of, plane_task,
+    offsets_of_planes, pack_planes, plan_planes, plane_space_of, plane_task,
+    weights_as_they_lie,
 )
 from weight_gradient cimport (
     CHUNKS_BYTES, add_chunks_task, gradient_of_weight, gradient_task,
@@ -81,7 +82,13 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
             and c.src.step_c == 1 and c.dst.step_c == 1):
         return DEPTHWISE
     # vectors of channels would stay half empty, or runs of them too short
-    return PLANES if few < 16 else DIRECT
+    if few < 16:
+        return PLANES
+    # one tap does not pay for turning large planes to channels-last and back
+    if (c.taps.count == 1 and c.src.step_w == 1 and c.dst.step_w <= c.taps.sx
+            and c.dst.h * c.dst.w >= 512):
+        return PLANES
+    return DIRECT
 
 
 cdef inline int correlate(
@@ -182,10 +189,9 @@ cdef inline int run_pass(
     cdef double work = weights * c.dst.n * c.dst.h * c.dst.w
     cdef isize tasks = boxes(&c.grid) * groups
     if c.algorithm == PLANES:
-        c.panels -= c.group0 * c.panel_bytes
-        for group in range(c.group0, c.group1):
-            plane_pack_task(c, group, NULL)
-        c.panels += c.group0 * c.panel_bytes
+        if not weights_as_they_lie(c):
+            for group in range(c.group0, c.group1):
+                pack_planes(c, group)
         offsets_of_planes(c)
         return runtime.run(
             plane_task, c, boxes(&c.grid) * ceil_div(groups, c.gang),

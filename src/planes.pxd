@@ -117,30 +117,24 @@ cdef inline plane_space plane_space_of(const correlation *c) noexcept nogil:
     return s
 
 
-cdef inline void plane_pack_task(void *job, isize task, char *scratch) noexcept nogil:
-    """weight -> panel[m][d][t] of one group, and the offsets of its taps."""
-    cdef correlation *c = <correlation *> job
-    cdef isize taps = c.weight_taps, count = c.taps.count, m, d, t
+cdef inline bint weights_as_they_lie(const correlation *c) noexcept nogil:
+    """Whether weight[m][d][t] is in the order that the tiles read."""
+    return not c.transposed and c.taps.count == c.weight_taps
+
+
+cdef inline void pack_planes(const correlation *c, isize group) noexcept nogil:
+    """weight -> panel[m][d][t] of one group."""
+    cdef isize taps = c.weight_taps, count = c.taps.count, size = c.kernels.itemsize, t
     cdef isize step_m = c.depth * taps, step_d = taps
-    cdef float *to4 = <float *> (c.panels + task * c.panel_bytes)
-    cdef double *to8 = <double *> to4
-    cdef const float *from4 = <const float *> c.weight
-    cdef const double *from8 = <const double *> c.weight
+    cdef char *to = c.panels + (group - c.group0) * c.panel_bytes
+    cdef const char *weight = c.weight + group * c.outs * c.depth * taps * size
     if c.transposed:
         step_m, step_d = taps, c.outs * taps
-    from4 += task * c.outs * c.depth * taps
-    from8 += task * c.outs * c.depth * taps
-    for m in range(c.outs):
-        for d in range(c.depth):
-            for t in range(taps):
-                if c.order[t] < 0:
-                    continue
-                if c.kernels.itemsize == 4:
-                    to4[(m * c.depth + d) * count + c.order[t]] = (
-                        from4[m * step_m + d * step_d + t])
-                else:
-                    to8[(m * c.depth + d) * count + c.order[t]] = (
-                        from8[m * step_m + d * step_d + t])
+    for t in range(taps):
+        if c.order[t] >= 0:
+            c.kernels.copy(
+                to + c.order[t] * size, c.depth * count, count,
+                weight + t * size, step_m, step_d, c.outs, c.depth)
 
 
 cdef inline void offsets_of_planes(correlation *c) noexcept nogil:
@@ -184,6 +178,8 @@ cdef inline void plane_task(void *job, isize task, char *scratch) noexcept nogil
         # weight[filters x depth] . planes[depth x positions] -> sums
         for g in range(groups):
             weights = c.panels + (group + g - c.group0) * c.panel_bytes
+            if weights_as_they_lie(c):
+                weights = c.weight + (group + g) * c.outs * q.a_step * size
             for p in range(ceil_div(last, space.tile)):
                 q.b = scratch + size * (
                     g * c.depth * c.planes.channel_step + p * space.tile)
@@ -237,5 +233,6 @@ cdef inline void plan_planes(correlation *c) noexcept nogil:
     c.gang = 1
     if c.depth_now == c.depth:
         c.gang = min(c.groups, ceil_div(16, max(c.depth, c.outs)))
-    c.panel_bytes = aligned(
-        (ceil_div(c.outs, c.plane.rows) * c.plane.rows) * c.depth * c.taps.count * size)
+    c.panel_bytes = 0
+    if not weights_as_they_lie(c):
+        c.panel_bytes = aligned(c.outs * c.depth * c.taps.count * size)

@@ -4,11 +4,12 @@
 static void TILE(const cnn_plane_tile *q)
 {
     VEC acc[ROWS][NV];
-    const isize depth = q->depth, a_step = q->a_step, *at = q->at;
-    const REAL *a = q->a, *base = q->b;
+    const isize depth = q->depth, *at = q->at;
+    const REAL *a[ROWS], *base = q->b;
 
     UNROLL for (int i = 0; i < ROWS; i++) {
         VEC start = {0};
+        a[i] = (const REAL *)q->a + (i < q->rows ? i : 0) * q->a_step;
         if (q->start == CNN_BIAS && i < q->rows)
             start = FN(splat)(((const REAL *)q->bias)[i]);
         UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start;
@@ -19,7 +20,7 @@ static void TILE(const cnn_plane_tile *q)
         VEC row[NV];
         UNROLL for (int v = 0; v < NV; v++) row[v] = FN(load)(b + v * LANES);
         UNROLL for (int i = 0; i < ROWS; i++) {
-            REAL scalar = a[i * a_step + k];
+            REAL scalar = a[i][k];
             UNROLL for (int v = 0; v < NV; v++) acc[i][v] += scalar * row[v];
         }
     }

@@ -37,7 +37,7 @@ typedef struct {
  * pixels of planes: row k begins at b + at[k]. Whole vectors are stored. */
 typedef struct {
     isize rows, depth;
-    const void *a;            /* rows * a_step values */
+    const void *a;            /* row i begins at a + i * a_step */
     isize a_step;
     const void *b;
     const isize *at;
