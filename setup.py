@@ -222,6 +222,7 @@ setup(
             extension("runtime", ["dispatch.c", "scratch.c"]),
             extension("conv"),
             extension("pool"),
+            extension("pointwise"),
         ],
         include_path=["src"],
         build_dir="build/cython",

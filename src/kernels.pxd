@@ -102,6 +102,12 @@ cdef extern from "table.h" nogil:
             void *, const void *, isize, const void *, isize, const isize *, isize,
             isize, isize) noexcept nogil
         const cnn_winograd *winograd
+        void (*relu)(void *, const void *, isize) noexcept nogil
+        void (*relu_backward)(
+            void *, const void *, const void *, isize) noexcept nogil
+        void (*quadratic_backward)(
+            void *, const void *, const void *, isize, double, double, double
+        ) noexcept nogil
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil
         void (*sum_window)(

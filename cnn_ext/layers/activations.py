@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cnn_ext._elementwise import quadratic_backward, relu, relu_backward
 from cnn_ext.layers.base import Layer, Shape
 
 __all__ = ["ReLU", "ScaledTanh", "Sigmoid", "Softmax", "Tanh"]
@@ -23,13 +24,11 @@ class ReLU(_SameShape):
     """``max(x, 0)``; the derivative at 0 is 0. NaN stays NaN."""
 
     def forward(self, x, train=False):
-        y = np.maximum(_floating(x), x.dtype.type(0))
+        y = relu(_floating(x))
         return y, y
 
     def backward(self, grad_y, saved):
-        y = saved
-        # where, not a product: 0 * inf would be NaN
-        return np.where(y <= 0, grad_y.dtype.type(0), grad_y), {}
+        return relu_backward(grad_y, saved), {}
 
 
 class Sigmoid(_SameShape):
@@ -43,11 +42,7 @@ class Sigmoid(_SameShape):
         return y, y
 
     def backward(self, grad_y, saved):
-        y = saved
-        grad_x = 1 - y
-        grad_x *= y
-        grad_x *= grad_y
-        return grad_x, {}
+        return quadratic_backward(grad_y, saved, 0, 1, -1), {}
 
 
 class Tanh(_SameShape):
@@ -58,11 +53,7 @@ class Tanh(_SameShape):
         return y, y
 
     def backward(self, grad_y, saved):
-        y = saved
-        grad_x = y * y
-        np.subtract(1, grad_x, out=grad_x)
-        grad_x *= grad_y
-        return grad_x, {}
+        return quadratic_backward(grad_y, saved, 1, 0, -1), {}
 
 
 class ScaledTanh(_SameShape):
@@ -83,13 +74,9 @@ class ScaledTanh(_SameShape):
         return y, y
 
     def backward(self, grad_y, saved):
-        y = saved
         # A S (1 - tanh^2) with tanh = y / A
-        grad_x = y * y
-        grad_x *= -self.slope / self.amplitude
-        grad_x += self.slope * self.amplitude
-        grad_x *= grad_y
-        return grad_x, {}
+        a, c = self.slope * self.amplitude, -self.slope / self.amplitude
+        return quadratic_backward(grad_y, saved, a, 0, c), {}
 
 
 class Softmax(_SameShape):

@@ -42,6 +42,7 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
     {0, 0, 0},
 };
 #include "pool.h"
+#include "pointwise.h"
 #include "transpose.h"
 #include "depthwise.h"
 #define ROWS 1
@@ -100,6 +101,9 @@ static const cnn_kernels FN(kernels) = {
     .sum_parts = FN(sum_parts),
     .sum_rows = FN(sum_rows),
     .winograd = WINOGRAD,
+    .relu = FN(relu),
+    .relu_backward = FN(relu_backward),
+    .quadratic_backward = FN(quadratic_backward),
     .max_window = FN(max_window),
     .sum_window = FN(sum_window),
     .max_backward = FN(max_backward),

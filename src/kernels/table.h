@@ -142,6 +142,11 @@ typedef struct {
                                isize taps, isize channels, isize count);
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
+    void (*relu)(void *y, const void *x, isize count);
+    void (*relu_backward)(void *grad_x, const void *grad_y, const void *y,
+                          isize count);
+    void (*quadratic_backward)(void *grad_x, const void *grad_y, const void *y,
+                               isize count, double a, double b, double c);
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);
     void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,

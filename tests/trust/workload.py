@@ -49,7 +49,8 @@ def operators(dtype: str = "float32", channels_last: bool = False) -> dict[str, 
         )  # fmt: skip
     _add_poolings(calls, _images(rng, (2, 19, 15, 17), dtype, channels_last), rng)
     x, weight, error = (
-        rng.standard_normal(shape).astype(dtype) for shape in ((9, 30), (20, 30), (9, 20))
+        rng.standard_normal(shape).astype(dtype)
+        for shape in ((9, 30), (20, 30), (9, 20))
     )
     bias = weight[:, 0].copy()
     calls["linear"] = lambda: F.linear(x, weight, bias)
