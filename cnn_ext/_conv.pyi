@@ -1,4 +1,4 @@
-# Convolution passes on arrays that functional.py has checked. `sizes` are the
+# Convolution passes on arrays that functional has checked. `sizes` are the
 # integers of a ConvGeometry in its order; results are written into the last array.
 from collections.abc import Sequence
 from typing import Any, TypeAlias

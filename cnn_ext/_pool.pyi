@@ -1,4 +1,4 @@
-# Pooling passes on arrays that functional.py has checked. `sizes` are the integers
+# Pooling passes on arrays that functional has checked. `sizes` are the integers
 # of a PoolGeometry in its order; results are written into the arrays that end the
 # line of arguments.
 from collections.abc import Sequence

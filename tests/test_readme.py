@@ -45,11 +45,9 @@ def test_the_map_shows_what_is_there():
         pytest.skip("the tests run without the sources")
     drawn = TEXT.split("## Map of the house")[1].split("```")[1]
     for line in drawn.strip().splitlines():
-        indent = len(line) - len(line.lstrip())
-        names = re.split(r"\s{2,}", line.strip())[0].split()
-        if not indent:
-            folder = names[0]
+        if not line.startswith(" "):
+            folder = line.split()[0]
             assert (top / folder).exists(), folder
             continue
-        for name in names:
-            assert (top / folder / name).exists(), f"{folder}{name}"
+        for name in re.findall(r"[\w*]+(?:\.(?:pyx|pxd|py|h|c)\b|/)", line):
+            assert list((top / folder).rglob(name.rstrip("/"))), f"{folder}{name}"

@@ -52,7 +52,9 @@ libreadline8,zlib1g,libncursesw6,libuuid1,libexpat1 \
             "/opt/python/cp${version/./}-cp${version/./}/bin/pip" install -q build
     done
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root/root/.cache"
-    tar -C "$root" -c . | podman import -q - "$image"
+    # the variable that tells auditwheel which tag this image is for
+    tar -C "$root" -c . | podman import -q \
+        --change "ENV AUDITWHEEL_PLAT=manylinux_2_28_x86_64" - "$image"
     rm -rf "$root"
 }
 

@@ -13,10 +13,10 @@ import threading
 import time
 
 import numpy as np
+from trust.workload import digest, models
 
 import cnn_ext
 from cnn_ext import functional as F
-from trust.workload import digest, models
 
 #: seconds after which a child counts as hanging
 PATIENCE = 60

@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 
-import cnn_ext
 from trust.workload import digest, everything
+
+import cnn_ext
 
 
 def hammer(seconds: float, threads: int) -> tuple[int, list[str]]:

@@ -9,8 +9,9 @@ import gc
 import sys
 import time
 
-import cnn_ext
 from trust.workload import Call, models, network, operators, samples
+
+import cnn_ext
 
 #: Growth that is no leak: the allocators' own tables and pages that fill up once.
 SLACK = 2 << 20

@@ -14,12 +14,12 @@ import sys
 import time
 
 import numpy as np
+from trust.leaks import resident
+from trust.workload import models
 
 import cnn_ext
 from cnn_ext import _runtime
 from cnn_ext import functional as F
-from trust.leaks import resident
-from trust.workload import models
 
 BOUND = 64 << 20
 

@@ -1,15 +1,8 @@
 """Subnormal numbers cost no more than others; the caller's CPU state is left alone."""
 
-import shutil
-import statistics
-import subprocess
-import sys
 import time
 
 import numpy as np
-import pytest
-from trust.programs import run
-from trust.workload import everything
 
 from cnn_ext import functional as F
 
