@@ -283,7 +283,7 @@ class _Subject:
             raise TypeError(f"the function must return float64, got {y.dtype}")
         if not np.isfinite(y).all():
             raise ValueError("the function is not finite at the inputs")
-        direction = rng.standard_normal(y.shape)
+        direction = np.asarray(rng.standard_normal(y.shape))
         gradients = self._gradients(pullback(direction.copy()))
         for argument, gradient in zip(self.arguments, gradients, strict=True):
             if gradient is not None:
