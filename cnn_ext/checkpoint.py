@@ -76,10 +76,17 @@ def save(model: Model, path: PathLike) -> None:
     if not isinstance(model, Model):
         raise TypeError(f"model must be a Model, got {type(model).__name__}")
     metadata = {METADATA_KEY: _structure(model)}
-    tensors = {
-        name: np.ascontiguousarray(p.value) for name, p in model.named_parameters()
-    }
+    tensors = _tensors(model)
     _write(Path(path), encode(tensors, metadata=metadata))
+
+
+def _tensors(model: Model) -> dict[str, np.ndarray]:
+    """Return all arrays of a model, parameters and buffers, by name."""
+    held: dict[str, Any] = {
+        **dict(model.named_parameters()),
+        **dict(model.named_buffers()),
+    }
+    return {name: np.ascontiguousarray(part.value) for name, part in held.items()}
 
 
 def _structure(model: Model) -> str:
@@ -376,10 +383,10 @@ def _layer(
         options["name"] = record.get("name")
     try:
         layer = kind(**config, **options)
-        for key, parameter in layer.parameters.items():
+        for key, part in (layer.parameters | layer.buffers).items():
             if f"{key}_init" not in options:  # a class of the caller's own
-                value = _tensor(tensors, f"{name}.{key}", parameter.shape)
-                parameter.value = value.copy()
+                value = _tensor(tensors, f"{name}.{key}", part.shape)
+                part.value = value.copy()
             del tensors[f"{name}.{key}"]
     except CheckpointError:
         raise

@@ -12,14 +12,23 @@ back along them add. Convolution, pooling, a sum of two paths: each layer's own
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from cnn_ext._summary import summary
 from cnn_ext.initializers import checked_dtype
-from cnn_ext.layers.base import Input, Layer, Node, Parameter, Shape, checked_shape
+from cnn_ext.layers.base import (
+    Buffer,
+    Input,
+    Layer,
+    Node,
+    Parameter,
+    Shape,
+    checked_float,
+    checked_shape,
+)
 
 __all__ = ["Model", "Sequential", "Step"]
 
@@ -186,7 +195,9 @@ class Model:
     ]:
         """Return the output and the function that takes an error back from it.
 
-        The functional form of `forward` and `backward`: the model is not changed.
+        The functional form of `forward` and `backward`: parameters and their `grad`
+        are not changed. It runs as in training: running statistics follow, dropout
+        draws.
 
         Parameters
         ----------
@@ -311,6 +322,58 @@ class Model:
         """Return the parameters in the order of `named_parameters`."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """Yield each buffer once, as ``("1.running_mean", buffer)``."""
+        for layer, name in self._names.items():
+            for key, buffer in layer.buffers.items():
+                yield f"{name}.{key}", buffer
+
+    def set_lr_scale(self, scales: Mapping[str, float]) -> Self:
+        """Give layers or parameters a learning rate of their own.
+
+        Parameters
+        ----------
+        scales : mapping of str to float
+            Name of a layer ("3", "head") or of a parameter ("3.bias") -> factor on the
+            optimiser's rate, not negative; 0 freezes. A parameter's own entry wins
+            over its layer's. What is not named keeps its factor.
+
+        Returns
+        -------
+        Model
+            This one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a name is unknown or a factor no such number; nothing is changed then.
+
+        Examples
+        --------
+        >>> model.set_lr_scale({"0": 0.0, "7.bias": 2.0})
+        """
+        parameters = dict(self.named_parameters())
+        of_layers = {
+            name: [f"{name}.{key}" for key in layer.parameters]
+            for name, layer in self.layers.items()
+        }
+        chosen: dict[str, float] = {}
+        for name, scale in scales.items():
+            if name not in parameters and not of_layers.get(name):
+                raise ValueError(
+                    f"the model has no layer with parameters and no parameter {name!r}"
+                )
+            checked_float(scale, f"scale of {name!r}", 0.0)
+        # layers first: so a parameter's own entry wins
+        for name, scale in sorted(
+            scales.items(), key=lambda item: item[0] in parameters
+        ):
+            for key in [name] if name in parameters else of_layers[name]:
+                chosen[key] = float(scale)
+        for name, scale in chosen.items():
+            parameters[name].lr_scale = scale
+        return self
+
     @property
     def layers(self) -> dict[str, Layer]:
         """The layers by name, each once, in the order of the graph."""
@@ -337,6 +400,8 @@ class Model:
         for parameter in model.parameters():
             parameter.value = parameter.value.astype(dtype)
             parameter.grad = None
+        for _, buffer in model.named_buffers():
+            buffer.value = buffer.value.astype(dtype)
         return model
 
     def copy(self) -> Self:

@@ -13,6 +13,7 @@ Calling a layer on a `Node` instead of an array records the call: so graphs are 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import numpy as np
 
 from cnn_ext._geometry import checked_size
 
-__all__ = ["Input", "Layer", "Node", "Parameter"]
+__all__ = ["Buffer", "Input", "Layer", "Node", "Parameter"]
 
 Shape = tuple[int, ...]
 
@@ -39,13 +40,17 @@ class Parameter:
     grad : numpy.ndarray or None
         Gradient of the loss with respect to `value`, of the same shape, as the last
         backward pass of a model set it; None before the first.
+    lr_scale : float
+        Factor on the optimiser's learning rate for this parameter, 1 at first; 0
+        leaves it as it is. `Model.set_lr_scale` sets it for whole layers.
     """
 
-    __slots__ = ("__weakref__", "grad", "value")
+    __slots__ = ("__weakref__", "grad", "lr_scale", "value")
 
     def __init__(self, value: np.ndarray) -> None:
         self.value = value
         self.grad: np.ndarray | None = None
+        self.lr_scale = 1.0
 
     @property
     def shape(self) -> Shape:
@@ -61,14 +66,42 @@ class Parameter:
         return f"Parameter({self.value.dtype}, shape {self.value.shape})"
 
 
+class Buffer:
+    """An array that belongs to a layer, is saved with it, and has no gradient.
+
+    Batch normalisation keeps its running mean in one.
+
+    Attributes
+    ----------
+    value : numpy.ndarray
+        float32 or float64, as the layer's parameters.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of `value`."""
+        return self.value.shape
+
+    def __repr__(self) -> str:
+        return f"Buffer({self.value.dtype}, shape {self.value.shape})"
+
+
 class Layer(ABC):
     """Base class of all layers, and of yours.
 
     A layer of your own defines `forward`, `backward` and `output_shape`, and sets its
     parameters as attributes (``self.gain = Parameter(array)``); their gradients are
-    returned under the same names. Constructor arguments kept as attributes of the same
-    name are saved in checkpoints and shown by ``repr``. `cnn_ext.gradcheck` tells
-    whether forward and backward agree.
+    returned under the same names. State that is not trained but saved is a `Buffer`.
+    A layer that draws random numbers has an attribute `rng`, a Generator or None;
+    where it is None, `fit` lends its own.
+
+    Constructor arguments kept as attributes of the same name are saved in checkpoints
+    and shown by ``repr``. `cnn_ext.gradcheck` tells whether forward and backward agree.
 
     Parameters
     ----------
@@ -138,6 +171,11 @@ class Layer(ABC):
     def parameters(self) -> dict[str, Parameter]:
         """The layer's parameters by name, in the order in which they were set."""
         return {k: v for k, v in vars(self).items() if isinstance(v, Parameter)}
+
+    @property
+    def buffers(self) -> dict[str, Buffer]:
+        """The layer's buffers by name, in the order in which they were set."""
+        return {k: v for k, v in vars(self).items() if isinstance(v, Buffer)}
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield `parameters` as pairs, as models do."""
@@ -269,6 +307,26 @@ def checked_shape(shape: Any, name: str) -> Shape:
     return tuple(
         checked_size(size, f"{name}[{i}]", minimum=1) for i, size in enumerate(sizes)
     )
+
+
+def checked_float(
+    value: Any, name: str, low: float, high: float = math.inf, *, above: bool = False
+) -> float:
+    """Return a finite number from `low` (or above it) to `high` as a float."""
+    if isinstance(value, bool) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if (
+        not math.isfinite(number)
+        or not low <= number <= high
+        or (above and number == low)
+    ):
+        lower = f"above {low:g}" if above else f"at least {low:g}"
+        upper = "finite" if high == math.inf else f"at most {high:g}"
+        raise ValueError(f"{name} must be {lower} and {upper}, got {value!r}")
+    return number
 
 
 def plain(value: Any) -> Any:
