@@ -36,6 +36,9 @@ FORMAT_VERSION = 1
 #: A header describes layers and parameters; 8 MB would do for ten thousand.
 MAX_HEADER_BYTES = 8 << 20
 
+#: Names of a training run's arrays start so; no layer's name holds a slash.
+_TRAINING = "training/"
+
 _DTYPES = {"F32": "float32", "F64": "float64"}
 _LAYER_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 # What reading a value that makes no sense may raise, inside a layer or in JSON.
@@ -77,7 +80,65 @@ def save(model: Model, path: PathLike) -> None:
         raise TypeError(f"model must be a Model, got {type(model).__name__}")
     metadata = {METADATA_KEY: _structure(model)}
     tensors = _tensors(model)
-    _write(Path(path), encode(tensors, metadata=metadata))
+    write_file(Path(path), encode(tensors, metadata=metadata))
+
+
+def save_run(
+    model: Model,
+    path: PathLike,
+    state: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Write a model together with the state of its training, as `save` does.
+
+    `load` reads the model of such a file, `load_run` the rest.
+    """
+    structure = json.loads(_structure(model)) | {"training": state}
+    metadata = {METADATA_KEY: json.dumps(structure, allow_nan=False)}
+    tensors = _tensors(model)
+    for name, array in arrays.items():
+        tensors[_TRAINING + name] = np.ascontiguousarray(array).reshape(array.shape)
+    write_file(Path(path), _safetensors().save(tensors, metadata=metadata))
+
+
+def load_run(
+    path: PathLike, model: Model
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return what `save_run` wrote: state, its arrays, and the arrays of the model.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, holds no training run, or not one of this model.
+    """
+    try:
+        data, header = _read(path)
+        structure = _described(header)
+        state = structure.get("training")
+        if not isinstance(state, dict):
+            raise CheckpointError("holds a model, but no training run to resume")
+        ours = json.loads(_structure(model))
+        for key in ("layers", "steps", "input_shape"):
+            if structure.get(key) != ours[key]:
+                raise CheckpointError(f"is of another model: {key} differ")
+        tensors = _decoded(data)
+        arrays = {
+            name.removeprefix(_TRAINING): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith(_TRAINING)
+        }
+        expected = _tensors(model)
+        if expected.keys() != tensors.keys():
+            raise CheckpointError("is of another model: names of tensors differ")
+        for name, value in expected.items():
+            _tensor(tensors, name, value.shape)
+            if tensors[name].dtype != value.dtype:
+                raise CheckpointError(
+                    f"is in {tensors[name].dtype}, the model in {value.dtype}"
+                )
+        return state, arrays, tensors
+    except CheckpointError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from error.__cause__
 
 
 def _tensors(model: Model) -> dict[str, np.ndarray]:
@@ -116,7 +177,7 @@ def _structure(model: Model) -> str:
         raise TypeError(f"model.metadata cannot be saved as JSON: {error}") from error
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
     """Write a file so that it holds, whatever happens, all of its old or new bytes."""
     path = Path(os.path.realpath(path))  # a link stays a link
     if path.is_dir():
@@ -169,7 +230,6 @@ def load(path: PathLike, *, layers: Iterable[type[Layer]] = ()) -> Model:
     ImportError
         If the library safetensors is missing.
     """
-    decode = _safetensors().load
     known = {name: getattr(_layers, name) for name in _layers.__all__}
     known = {k: v for k, v in known.items() if _is_layer(v)}
     for kind in layers:
@@ -180,15 +240,21 @@ def load(path: PathLike, *, layers: Iterable[type[Layer]] = ()) -> Model:
         data, header = _read(path)
         dtype = _dtype(header)
         structure = _described(header)
-        try:
-            tensors = decode(data)
-        except (
-            Exception
-        ) as error:  # the library has one error class, and may use others
-            raise CheckpointError(f"is damaged: {error}") from error
+        tensors = _decoded(data)
+        for name in [n for n in tensors if n.startswith(_TRAINING)]:
+            del tensors[name]  # a training run's; its model is what is asked for
         return _model(structure, known, tensors, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from error.__cause__
+
+
+def _decoded(data: bytes) -> dict[str, np.ndarray]:
+    try:
+        return _safetensors().load(data)
+    except ImportError:
+        raise
+    except Exception as error:  # the library has one error class, and may use others
+        raise CheckpointError(f"is damaged: {error}") from error
 
 
 def _is_layer(kind: Any) -> bool:
@@ -282,7 +348,7 @@ def _dtype(header: dict[str, Any]) -> str:
     """Return the one dtype of all tensors."""
     found = {}
     for name, entry in header.items():
-        if name != "__metadata__":
+        if name != "__metadata__" and not name.startswith(_TRAINING):
             found[str(entry.get("dtype"))] = name
     for code, name in found.items():
         if code not in _DTYPES:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CrossEntropy", "Loss", "SquaredError"]
+__all__ = ["BCEWithLogits", "CrossEntropy", "Huber", "Loss", "SquaredError"]
 
 
 class Loss(ABC):
@@ -185,29 +185,20 @@ class CrossEntropy(Loss):
         check_labels(target, (n, *rest), classes, self.ignore_index)
 
 
-class SquaredError(Loss):
-    """Half the squared distance to the targets, ``0.5 * sum((t - y)^2) / N``.
+class _Elementwise(Loss):
+    """A loss that is a sum over the outputs, each with its own target."""
 
-    Parameters
-    ----------
-    reduction : {"batch", "mean", "sum", "none"}
-        "batch" divides by N, the number of samples; "mean" by the number of elements;
-        "none" gives one value an element, and the gradient of their sum.
-    on, off : float, default 1 and 0
-        Integer labels (N,) stand for targets (N, K): `on` at the label, `off`
-        elsewhere. For units that end in a tanh, 1 and -1.
-    """
+    #: What integer labels (N,) stand for where the output is (N, K).
+    on, off = 1.0, 0.0
 
-    reductions = ("batch", "mean", "sum", "none")
-
-    def __init__(
-        self, reduction: str = "batch", *, on: float = 1.0, off: float = 0.0
-    ) -> None:
-        super().__init__(reduction)
-        self.on, self.off = float(on), float(off)
+    @abstractmethod
+    def _of_elements(
+        self, y: np.ndarray, target: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the loss of each element, and the gradient of their sum, both new."""
 
     def __call__(self, y: np.ndarray, target: np.ndarray) -> tuple[Any, np.ndarray]:
-        """Return the loss and its gradient, ``(y - t) / N``.
+        """Return the loss and its gradient.
 
         Parameters
         ----------
@@ -230,9 +221,7 @@ class SquaredError(Loss):
             target = codes
         elif target.dtype != y.dtype:
             raise TypeError(f"target is {target.dtype}, the output is {y.dtype}")
-        grad_y = y - target
-        losses = grad_y * grad_y
-        losses *= 0.5
+        losses, grad_y = self._of_elements(y, target)
         if self.reduction == "none":
             return losses, grad_y
         count = self.divisor(y.shape, target)
@@ -266,6 +255,149 @@ class SquaredError(Loss):
             raise ValueError(
                 f"target contains {_first_not_finite(target)}; targets must be finite"
             )
+
+
+class SquaredError(_Elementwise):
+    """Half the squared distance to the targets, ``0.5 * sum((t - y)^2) / N``.
+
+    ``grad_y = (y - t) / N``.
+
+    Parameters
+    ----------
+    reduction : {"batch", "mean", "sum", "none"}
+        "batch" divides by N, the number of samples; "mean" by the number of elements;
+        "none" gives one value an element, and the gradient of their sum.
+    on, off : float, default 1 and 0
+        Integer labels (N,) stand for targets (N, K): `on` at the label, `off`
+        elsewhere. For units that end in a tanh, 1 and -1.
+    """
+
+    reductions = ("batch", "mean", "sum", "none")
+
+    def __init__(
+        self, reduction: str = "batch", *, on: float = 1.0, off: float = 0.0
+    ) -> None:
+        super().__init__(reduction)
+        self.on, self.off = float(on), float(off)
+
+    def _of_elements(self, y, target):
+        grad_y = y - target
+        losses = grad_y * grad_y
+        losses *= 0.5
+        return losses, grad_y
+
+
+class Huber(_Elementwise):
+    """``0.5 * d^2`` for a distance d up to `delta`, ``delta * (|d| - delta/2)`` beyond.
+
+    ``grad_y = clip(y - t, -delta, delta)``: an outlier pulls no harder than delta.
+
+    Parameters
+    ----------
+    delta : float, default 1
+        Above 0.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the number of elements; "none" gives one value an element,
+        and the gradient of their sum.
+
+    Notes
+    -----
+    As PyTorch's ``HuberLoss``.
+
+    References
+    ----------
+    P. Huber, "Robust estimation of a location parameter", Annals of Mathematical
+    Statistics 35, 1964.
+    """
+
+    def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        if not 0 < delta < float("inf"):
+            raise ValueError(f"delta must be above 0 and finite, got {delta!r}")
+        self.delta = float(delta)
+
+    def _of_elements(self, y, target):
+        losses = y - target
+        grad_y = np.clip(losses, -self.delta, self.delta)
+        # with g the clipped d: g * (d - g/2), both cases in one
+        losses -= 0.5 * grad_y
+        losses *= grad_y
+        return losses, grad_y
+
+
+class BCEWithLogits(_Elementwise):
+    """Sigmoid and binary cross-entropy in one, for yes-or-no outputs.
+
+    ``loss = -(w * t * log s + (1 - t) * log(1 - s))`` with s = sigmoid(y) and w the
+    `pos_weight`; for w = 1 ``grad_y = (s - t) / (number of elements)``.
+
+    Parameters
+    ----------
+    pos_weight : float or array that broadcasts to the outputs, optional
+        Weight of the yes, e.g. the ratio of no to yes in the data.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the number of elements; "none" gives one value an element,
+        and the gradient of their sum.
+
+    Notes
+    -----
+    As PyTorch's ``BCEWithLogitsLoss``. Targets lie from 0 to 1. Large logits do not
+    overflow.
+    """
+
+    def __init__(self, pos_weight: Any = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        if pos_weight is not None:
+            pos_weight = np.asarray(pos_weight, dtype=np.float64)
+            if not (np.isfinite(pos_weight) & (pos_weight >= 0)).all():
+                raise ValueError(
+                    f"pos_weight must be finite and not negative, got {pos_weight}"
+                )
+        self.pos_weight = pos_weight
+
+    def _of_elements(self, y, target):
+        decay = np.exp(-np.abs(y))  # at most 1: cannot overflow
+        softplus = np.log1p(decay)
+        # log(1 + exp(-y)), and sigmoid(y), for either sign of y
+        softplus += np.maximum(-y, 0)
+        sigmoid = np.where(y >= 0, y.dtype.type(1), decay)
+        sigmoid /= 1 + decay
+        against = 1 - target
+        # w t softplus(-y) + (1 - t) (y + softplus(-y)): softplus(-y) stands there
+        # w t + 1 - t times
+        if self.pos_weight is None:
+            share = y.dtype.type(1)
+        else:
+            share = against + target * self.pos_weight.astype(y.dtype)
+        losses = softplus
+        losses *= share
+        losses += against * y
+        # d/dy of share * softplus(-y) + against * y
+        grad_y = sigmoid
+        grad_y -= 1
+        grad_y *= share
+        grad_y += against
+        return losses, grad_y
+
+    def check(self, y_shape: tuple[int, ...], target: np.ndarray) -> None:
+        super().check(y_shape, target)
+        if target.dtype.kind == "f":
+            wrong = (target < 0) | (target > 1)
+            if wrong.any():
+                raise ValueError(
+                    f"target contains {target[wrong].flat[0]} at index "
+                    f"{_index(wrong)}; targets must lie in 0..1"
+                )
+        if self.pos_weight is not None:
+            try:
+                fits = np.broadcast_shapes(self.pos_weight.shape, y_shape) == y_shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"pos_weight has shape {self.pos_weight.shape}, which does not "
+                    f"broadcast to the output's {y_shape}"
+                )
 
 
 def check_labels(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,58 +15,55 @@ from cnn_ext.layers.base import Parameter
 if TYPE_CHECKING:
     from cnn_ext.model import Model
 
-__all__ = ["SGD"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "clip_grad_norm",
+    "clip_grad_value",
+]
+
+# Elements at a time where a pass needs a temporary: it stays in the cache.
+_BLOCK = 1 << 15
 
 
-class SGD:
-    """Stochastic gradient descent with momentum.
+class Optimizer(ABC):
+    """What the optimisers have in common: the walk over parameters, and their state.
 
-    With g the gradient: ``g += weight_decay * p``; ``v = momentum * v + g`` (v = g in
-    the first step); ``p -= lr * v``, or with Nesterov ``p -= lr * (g + momentum * v)``.
+    State (velocities, moments) belongs to the parameters: an optimiser given another
+    model starts anew, given the same one it goes on. A parameter's `lr_scale` is a
+    factor on the learning rate; one with 0 is left as it is.
 
-    Parameters
+    Attributes
     ----------
     lr : float
-        Learning rate, above 0. May be changed between steps.
-    momentum : float, default 0
-        From 0 to below 1.
-    nesterov : bool, default False
-        Needs momentum.
-    weight_decay : float, default 0
-        Not negative; pulls every parameter, biases too, towards 0.
-
-    Notes
-    -----
-    Velocities belong to the parameters: an optimiser given another model starts anew,
-    given the same one it goes on.
-
-    References
-    ----------
-    I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization
-    and momentum in deep learning", ICML 2013; the formulas are PyTorch's.
+        Learning rate; may be changed between steps.
     """
 
-    def __init__(
-        self,
-        lr: float,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-    ) -> None:
-        if not 0 < lr < float("inf"):
+    #: Whether the number of steps is kept for each parameter.
+    counts: ClassVar[bool] = False
+
+    def __init__(self, lr: float, weight_decay: float) -> None:
+        if not 0 < lr < math.inf:
             raise ValueError(f"lr must be above 0 and finite, got {lr!r}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in 0 <= m < 1, got {momentum!r}")
-        if not 0 <= weight_decay < float("inf"):
+        if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay must not be negative, got {weight_decay!r}")
-        if nesterov and not momentum:
-            raise ValueError("nesterov needs a momentum above 0")
         self.lr = float(lr)
-        self.momentum = float(momentum)
-        self.nesterov = bool(nesterov)
         self.weight_decay = float(weight_decay)
-        self._velocity: WeakKeyDictionary[Parameter, np.ndarray] = WeakKeyDictionary()
-        self._scratch = np.empty(0, dtype=np.uint8)
+        self._state: WeakKeyDictionary[Parameter, dict[str, np.ndarray]]
+        self._state = WeakKeyDictionary()
+        self._scratch = [np.empty(0, dtype=np.uint8) for _ in range(2)]
+
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[str, ...]:
+        """Names of the arrays that are kept for each parameter."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Return the numbers that describe the optimiser, the learning rate first."""
 
     def step(self, parameters: Iterable[Parameter]) -> None:
         """Change each parameter's value, in place, by its gradient.
@@ -84,75 +83,444 @@ class SGD:
                     "run a backward pass first"
                 )
         for parameter in parameters:
-            self._update(parameter, parameter.value, parameter.grad)
+            if parameter.lr_scale:
+                lr = self.lr * parameter.lr_scale
+                self._update(parameter, parameter.value, parameter.grad, lr)
 
-    def _update(self, parameter: Parameter, p: np.ndarray, g: Any) -> None:
-        room = self._room(p)
-        if self.weight_decay:
-            np.multiply(p, self.weight_decay, out=room)
-            room += g
-            g = room
-        if self.momentum:
-            v = self._velocity.get(parameter)
-            if v is None or v.shape != p.shape or v.dtype != p.dtype:
-                v = self._velocity[parameter] = g.copy()
-            else:
-                v *= self.momentum
-                v += g
-            if self.nesterov:
-                # lr * (g + momentum * v), in two subtractions
-                np.multiply(g, self.lr, out=room)
-                p -= room
-                np.multiply(v, self.lr * self.momentum, out=room)
-            else:
-                np.multiply(v, self.lr, out=room)
-        else:
-            np.multiply(g, self.lr, out=room)
-        p -= room
+    @abstractmethod
+    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
+        """Change p in place."""
 
-    def _room(self, p: np.ndarray) -> np.ndarray:
+    def _kept(self, parameter: Parameter, p: np.ndarray) -> dict[str, np.ndarray]:
+        """Return a parameter's state, zeros at first or where its array is another."""
+        state = self._state.get(parameter)
+        if state is None or any(
+            slot not in state
+            or state[slot].shape != p.shape
+            or state[slot].dtype != p.dtype
+            for slot in self.slots
+        ):
+            state = {slot: np.zeros(p.shape, p.dtype) for slot in self.slots}
+            if self.counts:
+                state["steps"] = np.zeros((), np.int64)
+            self._state[parameter] = state
+        return state
+
+    def _room(self, p: np.ndarray, which: int = 0) -> np.ndarray:
         """Return scratch space like p, kept from one step to the next."""
-        if self._scratch.size < p.nbytes:
-            self._scratch = np.empty(p.nbytes, dtype=np.uint8)
-        return self._scratch[: p.nbytes].view(p.dtype).reshape(p.shape)
+        if self._scratch[which].size < p.nbytes:
+            self._scratch[which] = np.empty(p.nbytes, dtype=np.uint8)
+        return self._scratch[which][: p.nbytes].view(p.dtype).reshape(p.shape)
+
+    def _decayed(self, p: np.ndarray, g: np.ndarray, room: np.ndarray) -> np.ndarray:
+        """Return g + weight_decay * p, in `room` where it is not g."""
+        if not self.weight_decay:
+            return g
+        np.multiply(p, self.weight_decay, out=room)
+        room += g
+        return room
+
+    def _key(self, name: str, slot: str) -> str:
+        """Name of an array in `state_dict`."""
+        alone = len(self.slots) == 1 and not self.counts
+        return name if alone else f"{name}/{slot}"
 
     def state_dict(self, model: Model) -> dict[str, np.ndarray]:
-        """Return a copy of the velocities of a model, by the names of its parameters.
+        """Return a copy of a model's state, by the names of its parameters.
 
+        Where there are several arrays a parameter, ``"0.weight/first"`` and the like.
         Parameters that have not been stepped yet are left out.
         """
         return {
-            name: self._velocity[parameter].copy()
+            self._key(name, slot): array.copy()
             for name, parameter in model.named_parameters()
-            if parameter in self._velocity
+            for slot, array in self._state.get(parameter, {}).items()
         }
 
     def load_state_dict(self, model: Model, state: dict[str, np.ndarray]) -> None:
-        """Take over velocities that `state_dict` returned for a model like this one.
+        """Take over what `state_dict` returned for a model like this one.
 
         Raises
         ------
         ValueError
-            If a name is unknown, or a shape or dtype is not the parameter's; then
-            nothing has been changed.
+            If a name is unknown or missing, or a shape or dtype is not the
+            parameter's; then nothing has been changed.
         """
-        parameters = dict(model.named_parameters())
-        for name, v in state.items():
-            if name not in parameters:
-                raise ValueError(f"state has {name!r}, the model has no such parameter")
-            value = parameters[name].value
-            if v.shape != value.shape or v.dtype != value.dtype:
-                raise ValueError(
-                    f"state {name!r} is {v.dtype} of shape {v.shape}, the parameter is "
-                    f"{value.dtype} of shape {value.shape}"
+        rest = dict(state)
+        taken: dict[Parameter, dict[str, np.ndarray]] = {}
+        slots = (*self.slots, "steps") if self.counts else self.slots
+        for name, parameter in model.named_parameters():
+            keys = {slot: self._key(name, slot) for slot in slots}
+            found = {slot: rest.pop(k) for slot, k in keys.items() if k in rest}
+            if found and len(found) < len(slots):
+                missing = next(k for slot, k in keys.items() if slot not in found)
+                raise ValueError(f"state {missing!r} is missing")
+            for slot, array in found.items():
+                value = parameter.value
+                shape, dtype = (
+                    ((), np.dtype(np.int64))
+                    if slot == "steps"
+                    else (value.shape, value.dtype)
                 )
-        for name, parameter in parameters.items():
-            self._velocity.pop(parameter, None)
-            if name in state:
-                self._velocity[parameter] = state[name].copy()
+                if array.shape != shape or array.dtype != dtype:
+                    raise ValueError(
+                        f"state {keys[slot]!r} is {array.dtype} of shape "
+                        f"{array.shape}, the parameter is {dtype} of shape {shape}"
+                    )
+            taken[parameter] = {slot: array.copy() for slot, array in found.items()}
+        for name in rest:
+            raise ValueError(f"state has {name!r}, the model has no such parameter")
+        for parameter, arrays in taken.items():
+            self._state.pop(parameter, None)
+            if arrays:
+                self._state[parameter] = arrays
 
     def __repr__(self) -> str:
-        return (
-            f"SGD(lr={self.lr}, momentum={self.momentum}, nesterov={self.nesterov}, "
-            f"weight_decay={self.weight_decay})"
-        )
+        arguments = ", ".join(f"{k}={v}" for k, v in self.config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    With g the gradient: ``g += weight_decay * p``; ``v = momentum * v + g`` (v = g in
+    the first step); ``p -= lr * v``, or with Nesterov ``p -= lr * (g + momentum * v)``.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate, above 0. May be changed between steps.
+    momentum : float, default 0
+        From 0 to below 1.
+    nesterov : bool, default False
+        Needs momentum.
+    weight_decay : float, default 0
+        Not negative; pulls every parameter, biases too, towards 0.
+
+    References
+    ----------
+    I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization
+    and momentum in deep learning", ICML 2013; the formulas are PyTorch's.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in 0 <= m < 1, got {momentum!r}")
+        if nesterov and not momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        self.momentum = float(momentum)
+        self.nesterov = bool(nesterov)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("velocity",)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self.weight_decay,
+        }
+
+    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
+        room = self._room(p)
+        g = self._decayed(p, g, room)
+        if self.momentum:
+            # from zeros the first step gives v = g
+            v = self._kept(parameter, p)["velocity"]
+            v *= self.momentum
+            v += g
+            if self.nesterov:
+                # lr * (g + momentum * v), in two subtractions
+                np.multiply(g, lr, out=room)
+                p -= room
+                np.multiply(v, lr * self.momentum, out=room)
+            else:
+                np.multiply(v, lr, out=room)
+        else:
+            np.multiply(g, lr, out=room)
+        p -= room
+
+
+class Adam(Optimizer):
+    """Steps of even length: the mean gradient over the root of its mean square.
+
+    With g the gradient (``g += weight_decay * p``) and t the number of the step:
+    ``m = beta1*m + (1-beta1)*g``; ``v = beta2*v + (1-beta2)*g^2``;
+    ``p -= lr * (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps)``.
+
+    Parameters
+    ----------
+    lr : float, default 1e-3
+        Learning rate, above 0.
+    betas : (float, float), default (0.9, 0.999)
+        Each from 0 to below 1.
+    eps : float, default 1e-8
+        Not negative; stands outside the square root.
+    weight_decay : float, default 0
+        Not negative.
+
+    References
+    ----------
+    D. Kingma, J. Ba, "Adam: a method for stochastic optimization", ICLR 2015; the
+    formulas are PyTorch's.
+    """
+
+    counts = True
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas!r}")
+        for i, beta in enumerate(betas):
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas[{i}] must be in 0 <= b < 1, got {beta!r}")
+        if not 0 <= eps < math.inf:
+            raise ValueError(f"eps must not be negative, got {eps!r}")
+        self.betas = float(betas[0]), float(betas[1])
+        self.eps = float(eps)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return "first", "second"
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "lr": self.lr,
+            "betas": self.betas,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
+
+    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
+        room = self._room(p)
+        g = self._decayed(p, g, room)
+        state = self._kept(parameter, p)
+        m, v, (beta1, beta2) = state["first"], state["second"], self.betas
+        steps = state["steps"]
+        steps += 1
+        t = int(steps)
+        # Only one scratch array, and g may lie in it: both moments as
+        # beta * (moment + (1-beta)/beta * g) would need a second; so scale, then add.
+        m *= beta1 / (1 - beta1) if beta1 else 0.0
+        m += g
+        m *= 1 - beta1
+        np.multiply(g, g, out=room)
+        room *= 1 - beta2
+        v *= beta2
+        v += room
+        np.divide(v, 1 - beta2**t, out=room)
+        np.sqrt(room, out=room)
+        room += self.eps
+        np.divide(m, room, out=room)
+        room *= lr / (1 - beta1**t)
+        p -= room
+
+
+class AdamW(Adam):
+    """`Adam` whose weight decay goes around the moments: first ``p -= lr * wd * p``.
+
+    Parameters
+    ----------
+    lr, betas, eps
+        As in `Adam`.
+    weight_decay : float, default 0.01
+        Not negative.
+
+    References
+    ----------
+    I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", ICLR 2019; the
+    formulas are PyTorch's.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(lr, betas, eps, weight_decay)
+
+    def _decayed(self, p: np.ndarray, g: np.ndarray, room: np.ndarray) -> np.ndarray:
+        return g  # not the gradient: the parameter decays
+
+    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
+        if self.weight_decay:
+            p *= 1 - lr * self.weight_decay
+        super()._update(parameter, p, g, lr)
+
+
+class RMSprop(Optimizer):
+    """Gradients over the root of their running mean square.
+
+    With g the gradient (``g += weight_decay * p``): ``v = alpha*v + (1-alpha)*g^2``;
+    d is ``g / (sqrt(v) + eps)``, or with `centered` ``g / (sqrt(v - a^2) + eps)`` where
+    ``a = alpha*a + (1-alpha)*g``; ``p -= lr * d``, or with momentum
+    ``b = momentum*b + d``; ``p -= lr * b``.
+
+    Parameters
+    ----------
+    lr : float, default 0.01
+        Learning rate, above 0.
+    alpha : float, default 0.99
+        From 0 to 1.
+    eps : float, default 1e-8
+        Not negative; stands outside the square root.
+    weight_decay : float, default 0
+        Not negative.
+    momentum : float, default 0
+        From 0 to below 1.
+    centered : bool, default False
+
+    References
+    ----------
+    G. Hinton, "Neural networks for machine learning", lecture 6e, 2012; the formulas
+    are PyTorch's.
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in 0 <= a <= 1, got {alpha!r}")
+        if not 0 <= eps < math.inf:
+            raise ValueError(f"eps must not be negative, got {eps!r}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in 0 <= m < 1, got {momentum!r}")
+        self.alpha, self.eps = float(alpha), float(eps)
+        self.momentum, self.centered = float(momentum), bool(centered)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        mean = ("mean",) if self.centered else ()
+        return ("square", *mean, *(("velocity",) if self.momentum else ()))
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "lr": self.lr,
+            "alpha": self.alpha,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "momentum": self.momentum,
+            "centered": self.centered,
+        }
+
+    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
+        room = self._room(p)
+        state = self._kept(parameter, p)
+        v = state["square"]
+        g = self._decayed(p, g, self._room(p, 1))
+        np.multiply(g, g, out=room)
+        room *= 1 - self.alpha
+        v *= self.alpha
+        v += room
+        if self.centered:
+            mean = state["mean"]
+            np.multiply(g, 1 - self.alpha, out=room)
+            mean *= self.alpha
+            mean += room
+            np.multiply(mean, mean, out=room)
+            np.subtract(v, room, out=room)
+            np.sqrt(room, out=room)
+        else:
+            np.sqrt(v, out=room)
+        room += self.eps
+        np.divide(g, room, out=room)
+        if self.momentum:
+            b = state["velocity"]
+            b *= self.momentum
+            b += room
+            np.multiply(b, lr, out=room)
+        else:
+            room *= lr
+        p -= room
+
+
+def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Shorten all gradients, in place, by one factor, so that their norm is at most…
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    max_norm : float
+        … this; above 0.
+
+    Returns
+    -------
+    float
+        The norm of all gradients together before, ``sqrt(sum of all squares)``.
+
+    Notes
+    -----
+    The factor is ``max_norm / (norm + 1e-6)``, at most 1, as in PyTorch. A norm that is
+    not finite changes nothing: `fit` stops at the loss.
+
+    References
+    ----------
+    R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural
+    networks", ICML 2013.
+    """
+    if not 0 < max_norm < math.inf:
+        raise ValueError(f"max_norm must be above 0 and finite, got {max_norm!r}")
+    grads = _gradients(parameters)
+    total = 0.0
+    for grad in grads:
+        flat = grad.reshape(-1)
+        for i in range(0, flat.size, _BLOCK):
+            part = flat[i : i + _BLOCK].astype(np.float64)
+            part *= part
+            total += float(part.sum())
+    norm = math.sqrt(total)
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1:  # not for NaN
+        for grad in grads:
+            grad *= factor
+    return norm
+
+
+def clip_grad_value(parameters: Iterable[Parameter], limit: float) -> None:
+    """Bring every element of the gradients, in place, into -limit … limit.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    limit : float
+        Above 0.
+    """
+    if not 0 < limit < math.inf:
+        raise ValueError(f"limit must be above 0 and finite, got {limit!r}")
+    for grad in _gradients(parameters):
+        np.clip(grad, -limit, limit, out=grad)
+
+
+def _gradients(parameters: Iterable[Parameter]) -> list[np.ndarray]:
+    """Return the gradients there are, each array once, made writeable if need be."""
+    found: dict[int, np.ndarray] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if not parameter.grad.flags.writeable:
+                parameter.grad = parameter.grad.copy()
+            found[id(parameter.grad)] = parameter.grad
+    return list(found.values())
