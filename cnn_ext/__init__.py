@@ -1,7 +1,7 @@
 """cnn_ext: convolutional networks on CPUs, fast and small."""
 
 from . import _openmp  # noqa: I001, F401  before anything that loads OpenMP
-from . import functional, zoo
+from . import functional, schedules, zoo
 from ._machine import (
     get_num_threads,
     get_precision,
@@ -10,6 +10,7 @@ from ._machine import (
     show_config,
 )
 from ._version import __version__
+from .callbacks import BestCheckpoint, Callback, CSVLog, EarlyStopping, StopOnNaN
 from .checkpoint import CheckpointError, load, save
 from .gradcheck import GradientError, gradcheck
 from .layers import (
@@ -48,21 +49,34 @@ from .layers import (
     Tanh,
     Upsample,
 )
-from .losses import CrossEntropy, SquaredError
+from .losses import BCEWithLogits, CrossEntropy, Huber, SquaredError
 from .model import Model, Sequential
-from .optimizers import SGD
+from .optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    RMSprop,
+    clip_grad_norm,
+    clip_grad_value,
+)
 from .training import History, evaluate, fit
 
 __all__ = [
     "ELU",
     "GELU",
     "SGD",
+    "Adam",
+    "AdamW",
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool2d",
     "Add",
     "AvgPool2d",
+    "BCEWithLogits",
     "BatchNorm2d",
+    "BestCheckpoint",
     "Buffer",
+    "CSVLog",
+    "Callback",
     "CheckpointError",
     "Concat",
     "Conv2d",
@@ -71,11 +85,13 @@ __all__ = [
     "DepthwiseConv2d",
     "Dropout",
     "Dropout2d",
+    "EarlyStopping",
     "Flatten",
     "GlobalAvgPool",
     "GradientError",
     "HardSwish",
     "History",
+    "Huber",
     "Input",
     "Layer",
     "LeakyReLU",
@@ -84,6 +100,7 @@ __all__ = [
     "MaxPool2d",
     "Model",
     "Parameter",
+    "RMSprop",
     "ReLU",
     "ReLU6",
     "ScaledTanh",
@@ -93,10 +110,13 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "SquaredError",
+    "StopOnNaN",
     "Subsample2d",
     "Tanh",
     "Upsample",
     "__version__",
+    "clip_grad_norm",
+    "clip_grad_value",
     "evaluate",
     "fit",
     "functional",
@@ -105,6 +125,7 @@ __all__ = [
     "gradcheck",
     "load",
     "save",
+    "schedules",
     "set_num_threads",
     "set_precision",
     "show_config",

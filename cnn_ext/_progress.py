@@ -108,7 +108,7 @@ class Progress:
         save_run(run.model, path, state, arrays)
 
     def _generators(self) -> tuple[list[np.random.Generator], dict[str, int]]:
-        """Return the generators, each once, `fit`'s first, and which layer has which."""
+        """Return the generators, `fit`'s first, and which layer has which."""
         found = [self.rng]
         of_layers = {}
         for name, layer in self.run.model.layers.items():

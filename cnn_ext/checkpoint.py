@@ -230,6 +230,7 @@ def load(path: PathLike, *, layers: Iterable[type[Layer]] = ()) -> Model:
     ImportError
         If the library safetensors is missing.
     """
+    _safetensors()  # says what to install before anything else is wrong
     known = {name: getattr(_layers, name) for name in _layers.__all__}
     known = {k: v for k, v in known.items() if _is_layer(v)}
     for kind in layers:

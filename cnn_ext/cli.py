@@ -169,7 +169,7 @@ def _parser() -> _Parser:
         return sub
 
     train = add("train", _train, "Train a network, print its test accuracy, save it.")
-    train.add_argument("source", metavar="DATA", nargs="?", default="digits")
+    train.add_argument("source", metavar="DATA", nargs="?")
     train.add_argument(
         "--model",
         choices=NETS,
@@ -183,13 +183,32 @@ def _parser() -> _Parser:
     train.add_argument(
         "--seed",
         type=_integer(0, 2**63 - 1),
-        default=0,
         metavar="N",
         help="of the first parameters and the order of training (default 0): the "
         "same seed gives the same network",
     )
     train.add_argument(
         "--out", metavar="FILE", help="default MODEL-DATA.safetensors, here"
+    )
+    train.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="save the run after each epoch, to go on with it after an interruption",
+    )
+    train.add_argument(
+        "--checkpoint-every",
+        type=positive,
+        metavar="N",
+        help="save the run after every N steps too",
+    )
+    train.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="go on with the run in this file, to the same bits; data, model and "
+        "options are those it was started with",
+    )
+    train.add_argument(
+        "--plot", metavar="FILE", help="draw the curves: .svg, .png or .pdf"
     )
 
     evaluate = add("evaluate", _evaluate, "Print a network's accuracy on test images.")
@@ -248,6 +267,14 @@ def _parser() -> _Parser:
 
 def _train(arguments: argparse.Namespace) -> None:
     _set_threads(arguments)
+    if arguments.resume is not None:
+        _take_options(arguments)
+    elif arguments.checkpoint_every is not None and arguments.checkpoint is None:
+        raise _UsageError("--checkpoint-every needs --checkpoint, the file to write")
+    arguments.source = arguments.source or "digits"
+    arguments.seed = arguments.seed or 0
+    if arguments.plot is not None:
+        _check_plot(Path(arguments.plot))
     _check_source(arguments)
     if arguments.out is not None:
         _check_out(Path(arguments.out), arguments.source)
@@ -258,6 +285,10 @@ def _train(arguments: argparse.Namespace) -> None:
     stem = name if name == stem else f"{name}-{stem}"
     out = Path(arguments.out or f"{stem}.safetensors")
     _check_out(out, arguments.source)
+    if arguments.checkpoint is not None:
+        _check_out(Path(arguments.checkpoint), arguments.source, "--checkpoint")
+        if os.path.realpath(arguments.checkpoint) == os.path.realpath(out):
+            raise _UsageError(f"--checkpoint is {out}, where the network goes")
 
     net = dataclasses.replace(
         NETS[name],
@@ -279,8 +310,17 @@ def _train(arguments: argparse.Namespace) -> None:
         f"{dataset!r}\n{name}: {net.about}; "
         f"{sum(p.size for p in model.parameters())} parameters"
     )
+    running: dict[str, Any] = {}
+    if arguments.checkpoint is not None:
+        model.metadata["run"] = _options(arguments)
+        running |= {
+            "checkpoint": arguments.checkpoint,
+            "checkpoint_every": arguments.checkpoint_every,
+        }
+    if arguments.resume is not None:
+        running["resume"] = arguments.resume
     try:
-        fit(
+        history = fit(
             model,
             dataset.train,
             loss=loss,
@@ -289,16 +329,24 @@ def _train(arguments: argparse.Namespace) -> None:
             batch_size=net.batch_size,
             validation=dataset.test,
             seed=arguments.seed,
+            **running,
         )
     except KeyboardInterrupt:
         # fit promises whole steps: every parameter is as it should be
+        model.metadata.pop("run", None)
         _save(model, out)
         raise _InterruptedTraining(
             f"interrupted; the network as it was is saved as {out}"
         ) from None
+    model.metadata.pop("run", None)
     _save(model, out)
     _report(model, dataset)
     _say(f"saved as {out}")
+    if arguments.plot is not None:
+        from cnn_ext._curves import draw
+
+        draw(history, arguments.plot, f"{name} on {dataset.name}")
+        _say(f"curves drawn in {arguments.plot}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -437,25 +485,85 @@ def _load_data(arguments: argparse.Namespace) -> Dataset:
     return data.folder(arguments.source, size=size)
 
 
-def _check_out(path: Path, source: str) -> None:
+#: What decides a training run, and so goes into its checkpoints.
+_RUN = {
+    "source": str,
+    "data": str,
+    "size": list,
+    "channels_last": bool,
+    "model": str,
+    "epochs": int,
+    "batch_size": int,
+    "lr": float,
+    "seed": int,
+    "out": str,
+    "checkpoint_every": int,
+}
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run, as its checkpoints keep them."""
+    return {name: getattr(arguments, name) for name in _RUN}
+
+
+def _take_options(arguments: argparse.Namespace) -> None:
+    """Set the options to those that a run was started with."""
+    path = arguments.resume
+    kept = load(path).metadata.get("run")
+    if not isinstance(kept, dict) or kept.keys() != _RUN.keys():
+        raise _UsageError(
+            f"{path} is no checkpoint of a training run; "
+            "they are written by cnn-ext train --checkpoint FILE"
+        )
+    for name, kind in _RUN.items():
+        value = kept[name]
+        if value is not None and type(value) is not kind:
+            raise DataError(f"{path}: its option {name} is {value!r:.80}")
+        # only what says where things lie or how often to save may be given anew
+        given = getattr(arguments, name)
+        if name in ("out", "data", "checkpoint_every"):
+            value = value if given is None else given
+        elif given not in (None, False, value):
+            option = "DATA" if name == "source" else f"--{name.replace('_', '-')}"
+            raise _UsageError(
+                f"{option} is {given}, but the run in {path} was started with {value}"
+            )
+        setattr(arguments, name, value)
+    if arguments.model is not None and arguments.model not in NETS:
+        raise DataError(f"{path}: its model {arguments.model!r:.80} is unknown")
+    arguments.checkpoint = arguments.checkpoint or path
+
+
+def _check_plot(path: Path) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise _UsageError("--plot needs matplotlib: pip install 'cnn_ext[plot]'")
+    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise _UsageError(f"--plot is {path}; its name must end in .svg, .png or .pdf")
+    if not Path(os.path.realpath(path)).parent.is_dir():
+        raise _UsageError(f"--plot is {path}, but there is no such folder")
+
+
+def _check_out(path: Path, source: str, option: str = "--out") -> None:
     """Find out before the training, not after it, that the file cannot be written."""
     if importlib.util.find_spec("safetensors") is None:
         raise _UsageError(
             "saving the network needs safetensors: pip install 'cnn_ext[demo]'"
         )
     if path.is_dir():
-        raise _UsageError(f"--out is {path}, a folder; give the name of a file")
+        raise _UsageError(f"{option} is {path}, a folder; give the name of a file")
     folder = Path(os.path.realpath(path)).parent  # a link is followed, as save does
     if not folder.is_dir():
-        raise _UsageError(f"--out is {path}, but there is no folder {folder}")
+        raise _UsageError(f"{option} is {path}, but there is no folder {folder}")
     if path.exists() and os.path.exists(source) and path.samefile(source):
-        raise _UsageError(f"--out is {path}, the data to train on; give another file")
+        raise _UsageError(
+            f"{option} is {path}, the data to train on; give another file"
+        )
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise _UsageError(
-            f"--out is {path}, but {folder} cannot be written to: {error.strerror}"
+            f"{option} is {path}, but {folder} cannot be written to: {error.strerror}"
         ) from error
 
 

@@ -7,57 +7,27 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnn_ext._geometry import checked_size
+from cnn_ext._progress import Progress, fingerprint
+from cnn_ext.callbacks import Callback, History, Run
+from cnn_ext.checkpoint import PathLike
 from cnn_ext.initializers import Seed, generator
 from cnn_ext.losses import CrossEntropy, Loss
 from cnn_ext.model import Model
-from cnn_ext.optimizers import SGD
+from cnn_ext.optimizers import Optimizer, clip_grad_norm, clip_grad_value
+from cnn_ext.schedules import Schedule, rate_factor
 
 __all__ = ["History", "evaluate", "fit"]
 
 Data = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass
-class History:
-    """What happened in each epoch; each list has one entry an epoch.
-
-    Attributes
-    ----------
-    train_loss : list of float
-        Mean loss over the epoch, of the model as it changed.
-    validation_loss, validation_accuracy : list of float
-        After the epoch; empty without validation data.
-    seconds : list of float
-        Time of the epoch's training, validation left out.
-    """
-
-    train_loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    validation_accuracy: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.train_loss)
-
-    def line(self, epoch: int) -> str:
-        """Return an epoch, counted from 0, as text."""
-        text = f"loss {self.train_loss[epoch]:.4f}"
-        if self.validation_loss:
-            text += f"  validation loss {self.validation_loss[epoch]:.4f}"
-            if not math.isnan(self.validation_accuracy[epoch]):
-                text += f"  accuracy {100 * self.validation_accuracy[epoch]:.2f} %"
-        return f"{text}  {self.seconds[epoch]:.1f} s"
-
-    def __str__(self) -> str:
-        return "\n".join(f"epoch {i + 1}  {self.line(i)}" for i in range(len(self)))
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def fit(
@@ -65,12 +35,20 @@ def fit(
     data: Data,
     *,
     loss: Loss | None = None,
-    optimizer: SGD,
+    optimizer: Optimizer,
     epochs: int = 10,
     batch_size: int = 64,
     validation: Data | None = None,
     seed: Seed = None,
     verbose: int = 1,
+    schedule: Schedule | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    augment: Augment | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: PathLike | None = None,
+    checkpoint_every: int | None = None,
+    resume: PathLike | None = None,
 ) -> History:
     """Train a model.
 
@@ -83,8 +61,8 @@ def fit(
         loss takes, integer labels (N,) for `CrossEntropy`.
     loss : Loss, optional
         Default `CrossEntropy`.
-    optimizer : SGD
-        Keeps its velocities: a second `fit` of the model goes on with them.
+    optimizer : Optimizer
+        Keeps its state: a second `fit` of the model goes on with it.
     epochs : int, default 10
         How often all data are seen, in an order drawn anew each time.
     batch_size : int, default 64
@@ -92,10 +70,30 @@ def fit(
     validation : (numpy.ndarray, numpy.ndarray), optional
         Evaluated after each epoch.
     seed : int, numpy.random.Generator or None
-        Source of the orders. The same seed, model and data give the same bits.
+        Source of the orders, of augmentation, and of the draws of layers that have no
+        Generator of their own (dropout). The same seed, model and data give the same
+        bits.
     verbose : {0, 1, 2}
         0 prints nothing; 1 shows a progress bar where standard error is a terminal and
         tqdm is installed; 1 and 2 print a line an epoch.
+    schedule : Schedule, optional
+        Changes the optimiser's rate; when training ends the first rate is back.
+    clip_norm, clip_value : float, optional
+        Bounds of the gradients' common norm, and of each element (this one first);
+        see `clip_grad_norm` and `clip_grad_value`.
+    augment : callable, optional
+        ``augment(x, rng) -> x`` changes each batch; see `cnn_ext.data.augment`.
+    callbacks : sequence of Callback, optional
+        See `cnn_ext.callbacks`.
+    checkpoint : path, optional
+        The run is saved in this file after each epoch: model, optimiser, schedule,
+        callbacks, random state, place. The file is always whole; `cnn_ext.load` reads
+        the model from it too.
+    checkpoint_every : int, optional
+        Steps after which the run is saved within an epoch too.
+    resume : path, optional
+        Go on with the run in this file, to the same bits as if it had not been
+        interrupted. Everything else must be given as before; `epochs` may be larger.
 
     Returns
     -------
@@ -105,6 +103,10 @@ def fit(
     ------
     TypeError, ValueError
         If data do not fit the model or the loss, before anything is changed.
+    CheckpointError
+        If the file to resume is damaged, or of another run. A ValueError.
+    OSError
+        If a checkpoint cannot be read or written.
     FloatingPointError
         If the loss is no longer finite; the step that would follow is not made.
     KeyboardInterrupt
@@ -119,60 +121,192 @@ def fit(
     batch_size = checked_size(batch_size, "batch_size", 1)
     if not model.parameters():
         raise ValueError("the model has no parameters to train")
-    rng = generator(seed)
-    history = History()
-    for epoch in range(epochs):
-        title = f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}"
-        started = time.perf_counter()
-        order = rng.permutation(len(x))
-        batches = [order[i : i + batch_size] for i in range(0, len(x), batch_size)]
-        values, weights = [], []
-        with _progress(title, len(batches), verbose) as advance:
-            for i, rows in enumerate(batches):
-                value, weight = _train_step(
-                    model, loss, optimizer, x[rows], target[rows], f"{title}, batch {i}"
-                )
-                values.append(value)
-                weights.append(weight)
+    _check_helpers(optimizer, schedule, callbacks)
+    if checkpoint_every is not None:
+        checkpoint_every = checked_size(checkpoint_every, "checkpoint_every", 1)
+        if checkpoint is None:
+            raise ValueError("checkpoint_every needs a checkpoint, the file to write")
+    for clip, bound in ((clip_grad_norm, clip_norm), (clip_grad_value, clip_value)):
+        if bound is not None:
+            clip([], bound)  # says what is wrong with the bound
+    setting = {
+        "optimizer": repr(optimizer),
+        "schedule": repr(schedule),
+        "loss": repr(loss),
+        "batch_size": batch_size,
+        "clip_norm": clip_norm,
+        "clip_value": clip_value,
+        "data": fingerprint(x, target),
+    }
+    progress = Progress(
+        Run(model, optimizer, History()), generator(seed), schedule, callbacks, setting
+    )
+    trainer = _Trainer(
+        progress, loss, epochs, batch_size, validation, verbose, clip_norm, clip_value,
+        augment, None if checkpoint is None else Path(checkpoint), checkpoint_every,
+    )  # fmt: skip
+    borrowers = [
+        layer
+        for layer in model.layers.values()
+        if getattr(layer, "rng", generator) is None
+    ]
+    try:
+        for layer in borrowers:
+            layer.rng = progress.rng  # type: ignore[attr-defined]
+        if resume is not None:
+            progress.resume(resume)
+        while progress.run.epoch < epochs and progress.run.history.stopped is None:
+            trainer.epoch(x, target)
+    finally:
+        for layer in borrowers:
+            layer.rng = None  # type: ignore[attr-defined]
+        if schedule is not None:
+            optimizer.lr = progress.base_lr
+    return progress.run.history
+
+
+def _check_helpers(optimizer: Any, schedule: Any, callbacks: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be an Optimizer, got {type(optimizer).__name__}"
+        )
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a Schedule, got {type(schedule).__name__}")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                f"callbacks must be Callback objects, got {type(callback).__name__}"
+            )
+
+
+class _Trainer:
+    """The loop over batches, and what happens around it."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        loss: Loss,
+        epochs: int,
+        batch_size: int,
+        validation: Data | None,
+        verbose: int,
+        clip_norm: float | None,
+        clip_value: float | None,
+        augment: Augment | None,
+        checkpoint: Path | None,
+        checkpoint_every: int | None,
+    ) -> None:
+        self.progress, self.run = progress, progress.run
+        self.loss = loss
+        self.epochs, self.batch_size = epochs, batch_size
+        self.validation, self.verbose = validation, verbose
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.augment = augment
+        self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+
+    def epoch(self, x: np.ndarray, target: np.ndarray) -> None:
+        """Take the rest of an epoch's batches, and what follows them."""
+        place, run = self.progress, self.run
+        history, epoch = run.history, run.epoch
+        title = f"epoch {epoch + 1:{len(str(self.epochs))}}/{self.epochs}"
+        started = time.perf_counter() - place.seconds
+        order = place.order(len(x))
+        size = self.batch_size
+        batches = [order[i : i + size] for i in range(0, len(x), size)]
+        left = range(place.batch, len(batches))
+        with _progress(title, len(left), self.verbose) as advance:
+            for i in left:
+                rows = batches[i]
+                value = self.step(x[rows], target[rows], f"{title}, batch {i}")
+                if history.stopped is not None:
+                    break
                 advance(value)
-        history.train_loss.append(_combined(loss, values, weights))
+                if i + 1 < len(batches) and self._is_due():
+                    place.seconds = time.perf_counter() - started
+                    self._save()
+        if place.batch < len(batches):  # stopped within
+            return
+        history.train_loss.append(_combined(self.loss, place.values, place.weights))
         history.seconds.append(time.perf_counter() - started)
-        if validation is not None:
-            value, accuracy = _evaluate(model, validation, loss, max(batch_size, 256))
+        history.learning_rate.append(run.optimizer.lr)
+        if self.validation is not None:
+            value, accuracy = _evaluate(
+                run.model, self.validation, self.loss, max(size, 256)
+            )
             history.validation_loss.append(value)
             history.validation_accuracy.append(accuracy)
-        if verbose:
+        if self.verbose:
             print(f"{title}  {history.line(epoch)}", flush=True)
-    return history
+        if place.schedule is not None:
+            latest = {name: column[-1] for name, column in history.columns().items()}
+            place.schedule.after_epoch(latest)
+        for callback in place.callbacks:
+            callback.after_epoch(run)
+        place.next_epoch()
+        self._save()
+
+    def _is_due(self) -> bool:
+        every = self.checkpoint_every
+        return every is not None and self.run.step % every == 0
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.progress.save(self.checkpoint)
+
+    def step(self, x: np.ndarray, target: np.ndarray, where: str) -> float:
+        """Forward, loss, backward, update; return the loss."""
+        place, run = self.progress, self.run
+        model, optimizer = run.model, run.optimizer
+        if place.schedule is not None:
+            factor = rate_factor(place.schedule, run.step, run.epoch)
+            optimizer.lr = place.base_lr * factor
+        if self.augment is not None:
+            x = _augmented(self.augment, x, place.rng)
+        value = weight = 0.0
+        # Overflow shows in the loss, and is reported there.
+        with np.errstate(over="ignore", invalid="ignore"):
+            y, pullback = model.vjp(x)
+            weight = self.loss.divisor(y.shape, target)
+            if weight:  # else all labels are ignored: nothing to learn from
+                value, grad_y = self.loss(y, target)
+                if not math.isfinite(value):
+                    if any(c.not_finite(run, value) for c in place.callbacks):
+                        return value
+                    raise FloatingPointError(
+                        f"the loss became {value} in {where}: a smaller learning rate "
+                        f"than {optimizer.lr} may help"
+                    )
+                _, grads = pullback(grad_y, input_gradient=False)
+                for name, parameter in model.named_parameters():
+                    parameter.grad = grads[name]
+                if self.clip_value is not None:
+                    clip_grad_value(model.parameters(), self.clip_value)
+                if self.clip_norm is not None:
+                    clip_grad_norm(model.parameters(), self.clip_norm)
+                with _uninterrupted():
+                    optimizer.step(model.parameters())
+        run.step += 1
+        run.loss = value
+        place.batch += 1
+        place.values.append(value)
+        place.weights.append(weight)
+        for callback in place.callbacks:
+            callback.after_step(run)
+        return value
 
 
-def _train_step(
-    model: Model,
-    loss: Loss,
-    optimizer: SGD,
-    x: np.ndarray,
-    target: np.ndarray,
-    place: str,
-) -> tuple[float, float]:
-    """Forward, loss, backward, update; return the loss and its weight in a mean."""
-    # Overflow shows in the loss, and is reported there.
-    with np.errstate(over="ignore", invalid="ignore"):
-        y, pullback = model.vjp(x)
-        weight = loss.divisor(y.shape, target)
-        if not weight:  # all labels ignored: nothing to learn from
-            return 0.0, 0.0
-        value, grad_y = loss(y, target)
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss became {value} in {place}: a smaller learning rate than "
-                f"{optimizer.lr} may help"
-            )
-        _, grads = pullback(grad_y, input_gradient=False)
-        for name, parameter in model.named_parameters():
-            parameter.grad = grads[name]
-        with _uninterrupted():
-            optimizer.step(model.parameters())
-    return value, weight
+def _augmented(augment: Augment, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    changed = augment(x, rng)
+    if not isinstance(changed, np.ndarray) or (changed.dtype, len(changed)) != (
+        x.dtype,
+        len(x),
+    ):
+        raise TypeError(
+            f"augment must return {len(x)} samples of {x.dtype}, got "
+            f"{getattr(changed, 'dtype', type(changed).__name__)} of shape "
+            f"{getattr(changed, 'shape', ())}"
+        )
+    return changed
 
 
 def evaluate(

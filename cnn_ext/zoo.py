@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cnn_ext._cifar import cifar_quick, mobilenet_v2, resnet18, resnet20, vgg11
 from cnn_ext._geometry import checked_size
 from cnn_ext.initializers import Seed, generator
 from cnn_ext.layers import (
@@ -27,12 +28,12 @@ from cnn_ext.layers import (
 )
 from cnn_ext.layers.base import Shape, checked_shape
 from cnn_ext.losses import CrossEntropy, Loss, SquaredError
-from cnn_ext.model import Sequential
+from cnn_ext.model import Model, Sequential
 from cnn_ext.optimizers import SGD
 
 __all__ = ["NETS", "Net", "build"]
 
-Builder = Callable[[Shape, int, np.random.Generator], Sequential]
+Builder = Callable[[Shape, int, np.random.Generator], Model]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Net:
     Attributes
     ----------
     make : callable
-        ``make(input_shape, classes, rng) -> Sequential``; `build` calls it.
+        ``make(input_shape, classes, rng) -> Model``; `build` calls it.
     input_shape : tuple of int
         Shape of the images that it was designed for.
     about : str
@@ -180,6 +181,51 @@ NETS: dict[str, Net] = {
         weight_decay=5e-4,
         loss=_smoothed,
     ),
+    "cifar-quick": Net(
+        cifar_quick,
+        (3, 32, 32),
+        "Caffe's quick net for CIFAR-10: three convolutions of 5x5",
+        lr=0.01,
+        batch_size=100,
+        epochs=10,
+        weight_decay=4e-3,
+    ),
+    "vgg11": Net(
+        vgg11,
+        (3, 32, 32),
+        "VGG-11 for 32x32 images, with batch normalisation",
+        lr=0.05,
+        batch_size=64,
+        epochs=100,
+        weight_decay=5e-4,
+    ),
+    "resnet20": Net(
+        resnet20,
+        (3, 32, 32),
+        "the residual net of 20 layers for 32x32 images",
+        lr=0.1,
+        batch_size=128,
+        epochs=160,
+        weight_decay=1e-4,
+    ),
+    "resnet18": Net(
+        resnet18,
+        (3, 32, 32),
+        "ResNet-18 for 32x32 images",
+        lr=0.1,
+        batch_size=128,
+        epochs=100,
+        weight_decay=5e-4,
+    ),
+    "mobilenet-v2": Net(
+        mobilenet_v2,
+        (3, 32, 32),
+        "MobileNetV2 for 32x32 images",
+        lr=0.05,
+        batch_size=32,
+        epochs=100,
+        weight_decay=4e-5,
+    ),
 }
 
 
@@ -188,7 +234,7 @@ def build(
     input_shape: Any = None,
     classes: int = 10,
     seed: Seed = None,
-) -> Sequential:
+) -> Model:
     """Return a named network with fresh parameters, float32.
 
     Parameters
@@ -204,8 +250,9 @@ def build(
 
     Returns
     -------
-    Sequential
-        Its `metadata` say ``{"net": name, "classes": classes}``.
+    Model
+        `Sequential` where the net is a chain. Its `metadata` say
+        ``{"net": name, "classes": classes}``.
 
     Raises
     ------
@@ -219,6 +266,12 @@ def build(
     from it in three points: all 16 maps of C3 see all 6 of S2, the outputs are ten
     units of the same kind as the others instead of distances to drawn figures, and
     images of 28x28 get their margin by padding.
+
+    K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image
+    recognition", ICLR 2015 (`vgg11`, configuration A). K. He, X. Zhang, S. Ren, J. Sun,
+    "Deep residual learning for image recognition", CVPR 2016 (`resnet20`, `resnet18`,
+    with projections as shortcuts, option B). M. Sandler et al., "MobileNetV2: inverted
+    residuals and linear bottlenecks", CVPR 2018.
     """
     if name not in NETS:
         raise ValueError(f"unknown net {name!r}; known are {', '.join(NETS)}")

@@ -262,11 +262,11 @@ class _Interrupting(SGD):
 
     updates = 0
 
-    def _update(self, parameter, p, g):
+    def _update(self, parameter, p, g, lr):
         self.updates += 1
         if self.updates == 10:  # the second of four parameters, in the third step
             signal.raise_signal(signal.SIGINT)
-        super()._update(parameter, p, g)
+        super()._update(parameter, p, g, lr)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
