@@ -15,6 +15,8 @@ __all__ = ["ConvGeometry", "PoolGeometry", "checked_size", "pair"]
 # Half of the address space, in elements of the widest dtype: products of sizes
 # below this bound cannot overflow Py_ssize_t, not even in bytes.
 MAX_ELEMENTS = 2**59
+# Positions in a window are counted in 32 bits.
+MAX_WINDOW = 2**31 - 1
 
 
 def shown(value: Any) -> str:
@@ -206,6 +208,7 @@ def _conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups):
     (top, bottom), (left, right) = _padding(
         padding, (h, w), extent, (stride_h, stride_w)
     )
+    _check_product((c, h + top + bottom, w + left + right), "the padded image")
     if extent[0] > h + top + bottom or extent[1] > w + left + right:
         raise ValueError(
             f"the kernel covers {extent[0]}x{extent[1]} pixels, more than the padded "
@@ -296,6 +299,8 @@ def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     r, s = pair(kernel_size, "kernel_size")
     stride_h, stride_w = (r, s) if stride is None else pair(stride, "stride")
     dilation_h, dilation_w = pair(dilation, "dilation")
+    if r * s > MAX_WINDOW:
+        raise ValueError(f"kernel_size is too large: {r}x{s} pixels")
     extent = dilation_h * (r - 1) + 1, dilation_w * (s - 1) + 1
     (top, bottom), (left, right) = _padding(
         padding, (h, w), extent, (stride_h, stride_w)
@@ -306,6 +311,8 @@ def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
             f"padding must be at most half of the kernel, {extent[0]}x{extent[1]} "
             f"pixels with dilation, got (({top}, {bottom}), ({left}, {right}))"
         )
+    _check_product((c, h + top + bottom, w + left + right), "the padded image")
+    _check_product((c, *extent), "the kernel")
     out_h = _pooled(h, top + bottom, extent[0], stride_h, top, bool(ceil_mode))
     out_w = _pooled(w, left + right, extent[1], stride_w, left, bool(ceil_mode))
     if out_h < 1 or out_w < 1:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from . import _runtime
+from ._cpus import available_cpus
 from ._geometry import checked_size
 from ._version import __version__
 
@@ -29,9 +30,7 @@ def _default_threads() -> int:
             return min(int(text), 1024)
         if text and name == "CNN_EXT_NUM_THREADS":
             raise ValueError(f"{name} must be an integer of at least 1, got {text!r}")
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return min(available_cpus(), 1024)
 
 
 def set_num_threads(threads: int) -> None:

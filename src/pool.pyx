@@ -52,24 +52,26 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
     """For each output column the code of its first pixel and its divisor; for each
     code its offset in the plane."""
     cdef const pool_geometry *g = &p.g
-    cdef isize j, r, s
+    cdef isize j, code, codes = 0
     cdef double divisor
+    if backward and not p.average:  # positions of one or two bytes: few codes
+        codes = g.r * g.s
     p.first = <isize *> malloc(
-        g.out_w * (sizeof(isize) + 8) + g.r * g.s * sizeof(isize))
+        g.out_w * (sizeof(isize) + 8) + codes * sizeof(isize))
     if p.first == NULL:
         return -1
     p.offset = p.first + g.out_w
-    p.divisors = <char *> (p.offset + g.r * g.s)
+    p.divisors = <char *> (p.offset + codes)
     for j in range(g.out_w):
         p.first[j] = inside(
             j * g.stride_w - g.left, g.dilation_w, g.s, g.w).first
         if p.average:
             divisor = column_divisor(p, j)
             set_real(p.divisors, p.x.itemsize, j, 1.0 / divisor if backward else divisor)
-    for r in range(g.r):
-        for s in range(g.s):
-            p.offset[r * g.s + s] = (
-                r * g.dilation_h * p.x.step_h + s * g.dilation_w * p.x.step_w)
+    for code in range(codes):
+        p.offset[code] = (
+            code // g.s * g.dilation_h * p.x.step_h
+            + code % g.s * g.dilation_w * p.x.step_w)
     return 0
 
 

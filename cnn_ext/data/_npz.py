@@ -123,7 +123,7 @@ def _read_members(
             elif key in ("x", "y"):
                 found = ", ".join(sorted(m.removesuffix(".npy") for m in members))
                 raise DataError(
-                    f"{name}: has no key {key!r} (its keys: {found[:200] or 'none'}); "
+                    f"{name}: has no key {key!r} (its keys: {_line(found) or 'none'}); "
                     "write it with numpy.savez(path, x=images, y=labels)"
                 )
     return arrays
@@ -265,5 +265,6 @@ def _labels(y: np.ndarray, name: str, key: str, images: int) -> np.ndarray:
 
 
 def _line(thing: object) -> str:
-    """str(thing) on one line and of bounded length."""
-    return " ".join(str(thing).split())[:200]
+    """str(thing) on one line, printable and of bounded length."""
+    line = " ".join(str(thing).split())[:200]
+    return "".join(c if c.isprintable() else "?" for c in line)

@@ -58,7 +58,11 @@ def refused() -> None:
 
 def measure(calls: int, builds: int) -> dict[str, int]:
     """Return the growth in bytes for each operator, and for models."""
-    found = {name: growth(call, calls) for name, call in operators().items()}
+    found = {}
+    for name, call in operators().items():
+        found[name] = growth(call, calls)
+        if calls > 10_000:
+            print(f"{found[name] >> 10} KiB  {name}", file=sys.stderr, flush=True)
     found |= {name: growth(call, builds) for name, call in models().items()}
     found["refused calls"] = growth(refused, calls // 4)
     found["models built"] = growth(build, builds)
@@ -66,7 +70,6 @@ def measure(calls: int, builds: int) -> dict[str, int]:
 
 
 def main(calls: int = 100_000, builds: int = 1_000) -> None:
-    cnn_ext.set_num_threads(2)
     start = time.monotonic()
     found = measure(calls, builds)
     for name, grown in sorted(found.items(), key=lambda item: -item[1])[:10]:

@@ -1,5 +1,6 @@
 """Forks, threads, and other numerical libraries in the same process."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ POSIX = os.name == "posix"
 
 def needs(*modules):
     for module in modules:
-        pytest.importorskip(module)
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
 
 
 @pytest.mark.skipif(not POSIX, reason="no fork on this system")
