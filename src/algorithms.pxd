@@ -81,8 +81,9 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     if (few == 1 and c.depth == c.outs and c.groups > 1
             and c.src.step_c == 1 and c.dst.step_c == 1):
         return DEPTHWISE
-    # vectors of channels would stay half empty, or runs of them too short
-    if few < 16:
+    # vectors of filters would stay half empty; or few channels, and the result would
+    # have to be turned to planes
+    if c.outs < 16 or (few < 16 and c.dst.step_c != 1):
         return PLANES
     # one tap does not pay for turning large planes to channels-last and back
     if (c.taps.count == 1 and c.src.step_w == 1 and c.dst.step_w <= c.taps.sx

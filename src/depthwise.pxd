@@ -6,7 +6,7 @@ from boxes cimport (
     band, band_elements, band_of, band_offset, box, box_at, boxes, cut, fill_band,
     halve,
 )
-from correlate cimport aligned, correlation
+from correlate cimport aligned, clear_behind, correlation
 from geometry cimport ceil_div, pixel
 from kernels cimport cnn_kernels, isize
 from libc.string cimport memset
@@ -45,6 +45,7 @@ cdef inline void depthwise_task(void *job, isize task, char *scratch) noexcept n
     cdef isize channels = min(c.gang, c.groups - channel)
     cdef box where = box_at(&c.grid, task // gangs)
     fill_band(scratch, &c.around, &where, &c.taps, c.kernels, &c.src, channel, channels)
+    clear_behind(scratch, band_elements(&c.grid, &c.around), c.kernels)
     for i in range(where.i1 - where.i0):
         c.kernels.depthwise(
             pixel(&c.dst, where.n0, channel, where.i0 + i, where.j0), c.dst.step_w,
@@ -102,6 +103,7 @@ cdef inline void depthwise_gradient_task(
         where = box_at(&w.grid, b)
         fill_band(pixels, &around, &where, &w.taps, w.kernels, &w.x, part.channel0,
                   part.channels)
+        clear_behind(pixels, band_elements(&w.grid, &around), w.kernels)
         for i in range(where.i1 - where.i0):
             w.kernels.depthwise_gradient(
                 sums,

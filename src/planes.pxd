@@ -47,7 +47,11 @@ cdef inline void fill_planes(
     char *to, const plane_band *b, const box *where, const tap_list *taps,
     const cnn_kernels *kernels, const image *src, isize channel, isize channels,
 ) noexcept nogil:
-    """Copy the source pixels of a box of one image, phase by phase."""
+    """Copy the source pixels of a box of one image, phase by phase.
+
+    What is left of the planes is cleared, for vectors reach into it: old bits may be
+    subnormal numbers, which cost a hundred times as much.
+    """
     cdef isize size = kernels.itemsize, c, py, px, row, y, first, x0, x1
     cdef isize phases_y = min(taps.sy, taps.dy_max - taps.dy_min + 1)
     cdef isize phases_x = min(taps.sx, taps.dx_max - taps.dx_min + 1)
@@ -73,6 +77,8 @@ cdef inline void fill_planes(
                         memset(to + c * step, 0, x0 * size)
                         memset(to + c * step + x1 * size, 0, (b.pitch - x1) * size)
                 to += b.pitch * size
+            for c in range(channels if rows < b.rows else 0):
+                memset(to + c * step, 0, (b.rows - rows) * b.pitch * size)
             to += (b.rows - rows) * b.pitch * size
 
 
@@ -169,6 +175,10 @@ cdef inline void plane_task(void *job, isize task, char *scratch) noexcept nogil
         fill_planes(scratch, &c.planes, &where, &c.taps, kernels, &c.src,
                     group * c.depth + d,
                     groups * c.depth if c.gang > 1 else min(c.depth_now, c.depth - d))
+        memset(
+            scratch + size * c.planes.channel_step * (
+                groups * c.depth if c.gang > 1 else min(c.depth_now, c.depth - d)),
+            0, (space.tile + c.planes.pitch) * size)
         q.start = CNN_ADD
         if d == 0:
             q.start = CNN_ZERO if c.bias == NULL else CNN_BIAS

@@ -7,7 +7,8 @@ from boxes cimport (
     band_elements, band_of, box, box_at, box_pixels, cut, fill_band, halve, tap_list,
 )
 from correlate cimport (
-    aligned, bias_panel, correlation, move_tile, pack_block, panel, width_of,
+    aligned, bias_panel, clear_behind, correlation, move_tile, pack_block, panel,
+    width_of,
 )
 from geometry cimport ceil_div, pixel
 from kernels cimport (
@@ -112,6 +113,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     cdef cnn_tile q
     fill_band(scratch, &c.around, &where, &patch, kernels, &c.src,
               group * c.depth, c.depth)
+    clear_behind(scratch, band_elements(&c.grid, &c.around), kernels)
     for n in range(where.n1 - where.n0):
         for i in range(where.i1 - where.i0):
             for j in range(where.j1 - where.j0):

@@ -9,7 +9,7 @@ from boxes cimport (
     band, band_elements, band_of, box, box_at, box_pixels, boxes, cut, fill_band,
     tap_list,
 )
-from correlate cimport aligned
+from correlate cimport aligned, clear_behind
 from geometry cimport ceil_div, even_share
 from kernels cimport (
     CNN_ADD, CNN_LINEAR, CNN_POINTS, cnn_kernels, cnn_tile, cnn_winograd, isize,
@@ -107,6 +107,10 @@ cdef inline void winograd_gradient_task(
         fill_band(
             scratch + s.grad_y, &s.around_y, &where, &errors, kernels, &w.grad_y,
             part.group * w.filters + part.filter0, part.filters)
+        clear_behind(
+            scratch + s.x, band_elements(&w.grid, &s.around_x), kernels)
+        clear_behind(
+            scratch + s.grad_y, band_elements(&w.grid, &s.around_y), kernels)
         p = 0
         for n in range(where.n1 - where.n0):
             for i in range(where.i1 - where.i0):

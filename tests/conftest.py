@@ -7,9 +7,15 @@ The default run draws about 150 random cases an operator, always the same ones.
 
 from __future__ import annotations
 
+import os
+
 import cases
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Programs that tests start must meet the installed package too, not the sources in
+# the folder where pytest was started.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 settings.register_profile(
     "default",
