@@ -138,7 +138,8 @@ KINDS = [
     conv("padding as an array", padding=np.array([[1, 1], [1, 1]]), error=TypeError,
          message=r"padding"),
     conv("huge padding", padding=2**61, message=r"padding is too large"),
-    conv("output beyond memory's size", padding=HUGE, message=r"(output|padded image) is too large"),
+    conv("output beyond memory's size", padding=HUGE,
+         message=r"(output|padded image) is too large"),
     conv("unknown option", strides=2, error=TypeError, message=r"strides"),
     # shapes that backward passes are told
     bad("grad_y of another shape", "conv2d_backward_input", GY[..., :4], W, X.shape,
