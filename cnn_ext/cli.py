@@ -535,12 +535,12 @@ def _take_options(arguments: argparse.Namespace) -> None:
 
 
 def _check_plot(path: Path) -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise _UsageError("--plot needs matplotlib: pip install 'cnn_ext[plot]'")
     if path.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise _UsageError(f"--plot is {path}; its name must end in .svg, .png or .pdf")
     if not Path(os.path.realpath(path)).parent.is_dir():
         raise _UsageError(f"--plot is {path}, but there is no such folder")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise _UsageError("--plot needs matplotlib: pip install 'cnn_ext[plot]'")
 
 
 def _check_out(path: Path, source: str, option: str = "--out") -> None:

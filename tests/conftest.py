@@ -8,6 +8,7 @@ The default run draws about 150 random cases an operator, always the same ones.
 from __future__ import annotations
 
 import os
+import signal
 
 import cases
 import pytest
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, settings
 # Programs that tests start must meet the installed package too, not the sources in
 # the folder where pytest was started.
 os.environ["PYTHONSAFEPATH"] = "1"
+# A shell starts a job in the background with Ctrl-C ignored, and programs inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "default",
