@@ -149,7 +149,7 @@ def test_a_bomb_behind_a_small_header_is_not_unpacked(tmp_path):
 
 
 def test_places_that_are_no_files(tmp_path):
-    with pytest.raises(DataError, match="cannot be opened: .*No such file"):
+    with pytest.raises(DataError, match=r"cannot be opened: .*No such file"):
         read_idx(tmp_path / "absent")
     with pytest.raises(DataError, match="is a folder"):
         read_idx(tmp_path)
