@@ -65,13 +65,13 @@ cdef inline isize aligned(isize bytes) noexcept nogil:
 
 
 cdef inline void clear_behind(
-    char *band, isize elements, const cnn_kernels *kernels
+    char *pixels, isize elements, const cnn_kernels *kernels
 ) noexcept nogil:
     """Clear the vector behind a band, which the last pixel's vectors reach into.
 
     Old bits may be subnormal numbers, which cost a hundred times as much.
     """
-    memset(band + elements * kernels.itemsize, 0, kernels.lanes * kernels.itemsize)
+    memset(pixels + elements * kernels.itemsize, 0, kernels.lanes * kernels.itemsize)
 
 
 cdef inline isize width_of(const correlation *c, isize block) noexcept nogil:

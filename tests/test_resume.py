@@ -196,7 +196,7 @@ def test_files_that_are_no_run(tmp_path):
     for old, new in (
         (b"PCG64", b"PCG65"),
         (b'\\"epoch\\":', b'\\"epohc\\":'),
-        (b'\\"callbacks\\":', b'\\"callbakcs\\":'),
+        (b'\\"callbacks\\":', b'\\"callback_\\":'),
         (b'\\"batch\\": 0', b'\\"batch\\": 5'),
     ):
         assert old in whole
