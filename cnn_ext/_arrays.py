@@ -149,10 +149,20 @@ def _overlap(a: Array, b: Array) -> bool:
 def dense(x: Array) -> Array:
     """`x` itself if its rows or its pixels have no gaps, else a copy."""
     step = x.itemsize
-    if x.strides[1 if is_channels_last(x) else 3] == step:
-        return x
-    if is_channels_last(x):
-        copy = empty(x.shape, x.dtype, True)
-        copy[...] = x
-        return copy
-    return np.ascontiguousarray(x)
+    last = is_channels_last(x)
+    return x if x.strides[1 if last else 3] == step else ordered(x, last)
+
+
+def ordered(x: Array, channels_last: bool) -> Array:
+    """A copy of `x` (N, C, H, W), without gaps, in the memory order asked for."""
+    copy = empty(x.shape, x.dtype, channels_last)
+    copy[...] = x
+    return copy
+
+
+def same_order(a: Array, b: Array) -> bool:
+    """Whether two arrays of one shape lie alike in memory, element for element."""
+    return all(
+        size == 1 or p // a.itemsize == q // b.itemsize
+        for size, p, q in zip(a.shape, a.strides, b.strides, strict=True)
+    )

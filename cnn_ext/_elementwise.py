@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _pointwise
-from ._arrays import empty, is_channels_last
+from ._arrays import empty, is_channels_last, same_order
 
 __all__ = ["quadratic_backward", "relu", "relu_backward"]
 
@@ -22,10 +22,7 @@ def _like(x: Array) -> Array:
 
 def _in_order_of(y: Array, x: Array) -> Array:
     """`x` itself if it lies in memory as `y` does, else a copy that does."""
-    if x.dtype == y.dtype and all(
-        size == 1 or p == q
-        for size, p, q in zip(x.shape, x.strides, y.strides, strict=True)
-    ):
+    if x.dtype == y.dtype and same_order(x, y):
         return x
     copy = np.empty_like(y)
     copy[...] = x

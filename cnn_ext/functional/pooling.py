@@ -7,7 +7,15 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from .. import _pool
-from .._arrays import dense, empty, images, is_channels_last, result
+from .._arrays import (
+    dense,
+    empty,
+    images,
+    is_channels_last,
+    ordered,
+    result,
+    same_order,
+)
 from .._geometry import PoolGeometry, checked_size
 from ._checks import Array, Padding, Size, check_shape, image_shape
 
@@ -175,26 +183,12 @@ def max_pool2d_backward(
     position = _positions(argmax, grad_y, single, g)
     grad_x = result(out, g.x_shape, grad_y, single, grad_y=grad_y, argmax=argmax)
     grad_y = _pool_error(grad_y, grad_x)
-    if not _same_order(position, grad_y):
+    if not same_order(position, grad_y):
         last = is_channels_last(grad_y)
-        grad_y = _copy(grad_y, last)
-        position = _copy(position, last)
+        grad_y = ordered(grad_y, last)
+        position = ordered(position, last)
     _pool.max_pool2d_backward(g, grad_y, position, grad_x)
     return grad_x[0] if single else grad_x
-
-
-def _same_order(a: Array, b: Array) -> bool:
-    """Whether two arrays of one shape lie alike in memory, element for element."""
-    return all(
-        size == 1 or p // a.itemsize == q // b.itemsize
-        for size, p, q in zip(a.shape, a.strides, b.strides, strict=True)
-    )
-
-
-def _copy(x: Array, channels_last: bool) -> Array:
-    copy = empty(x.shape, x.dtype, channels_last)
-    copy[...] = x
-    return copy
 
 
 def _positions(argmax: Any, grad_y: Array, single: bool, g: PoolGeometry) -> Array:
