@@ -48,6 +48,7 @@ cdef struct correlation:
     band around
     bint banded                         # the source is copied into bands
     bint padded                         # taps can lie outside of the image
+    bint by_columns                     # DIRECT: tiles go down the columns
     bint direct                         # tiles are stored in dst itself
     bint streamed                       # weights are more than the caches hold
     isize block, blocks                 # channels of a tile; tiles for all outs

@@ -28,36 +28,83 @@ cdef inline void direct_pack_task(
     pack_block(c, group, block, panel(c, group, block))
 
 
+# A box's pixels in the order in which tiles take them: row by row, or column by
+# column where the kernel is wider than high (c.by_columns).
+cdef struct pixel_order:
+    isize lines, run                    # `lines` times `run` pixels
+    isize line_i, line_j, step_i, step_j
+
+
+cdef inline pixel_order order_of(const correlation *c, const box *where) noexcept nogil:
+    cdef pixel_order o
+    o.lines, o.run = where.i1 - where.i0, where.j1 - where.j0
+    o.line_i, o.line_j, o.step_i, o.step_j = 1, 0, 0, 1
+    if c.by_columns:
+        o.lines, o.run = o.run, o.lines
+        o.line_i, o.line_j, o.step_i, o.step_j = 0, 1, 1, 0
+    return o
+
+
+# The runs of taps that a tile needs: the others meet padding alone.
+cdef struct tile_runs:
+    isize first, count
+
+
+cdef inline tile_runs runs_within(
+    const correlation *c, isize y0, isize y1, isize x0, isize x1
+) noexcept nogil:
+    """The runs that touch the image from source pixels y0 to y1 and x0 to x1."""
+    cdef const tap_list *taps = &c.taps
+    cdef isize first = 0, last = taps.count
+    cdef bint line = taps.rows == 1     # then columns rise as rows do elsewhere
+    cdef tile_runs r
+    while first < last and (
+            y1 + taps.dy[first] < 0 or line and x1 + taps.dx[first] < 0):
+        first += 1
+    while last > first and (
+            y0 + taps.dy[last - 1] >= c.src.h
+            or line and x0 + taps.dx[last - 1] >= c.src.w):
+        last -= 1
+    r.first = first // taps.wide
+    r.count = ceil_div(last, taps.wide) - r.first
+    return r
+
+
 cdef inline void point_at_source(
     const correlation *c, const box *where, isize group, const void **a,
-    const char *source, const char *zeros,
+    tile_runs *needed, const char *source, const char *zeros,
 ) noexcept nogil:
-    """Fill a[tile][run][row]: the pixel that each row of A starts from."""
+    """Fill a[tile][run][row], the pixel that each row of A starts from; needed[tile]."""
     cdef const tap_list *taps = &c.taps
     cdef isize mr = c.kernels.mr, size = c.kernels.itemsize
     cdef isize runs = taps.count // taps.wide
-    cdef isize n, i, t, y, x, at, lane = 0, _j
-    cdef isize col_step
+    cdef pixel_order o = order_of(c, where)
+    cdef isize n, u, t, y, x, at, lane = 0, _v
+    cdef isize y0 = 0, y1 = 0, x0 = 0, x1 = 0
+    cdef isize row_step, col_step, step
+    cdef const char *image
     cdef const char *base
     cdef const void **to = a
-    cdef bint inside
+    cdef bint free = c.banded or not c.padded
+    if c.banded:
+        row_step = taps.sy * c.around.row_step * size
+        col_step = taps.sx * c.around.channels * size
+    else:
+        row_step = taps.sy * c.src.step_h * size
+        col_step = taps.sx * c.src.step_w * size
+    step = o.step_i * row_step + o.step_j * col_step
     for n in range(where.n0, where.n1):
-        for i in range(where.i0, where.i1):
-            if c.banded:
-                base = source + size * (
-                    (n - where.n0) * c.around.image_step
-                    + (i - where.i0) * taps.sy * c.around.row_step)
-                col_step = taps.sx * c.around.channels * size
-            else:
-                base = pixel(
-                    &c.src, n, group * c.depth + c.depth0, i * taps.sy,
-                    where.j0 * taps.sx)
-                col_step = taps.sx * c.src.step_w * size
-            y = i * taps.sy
-            inside = c.banded or not c.padded
-            x = where.j0 * taps.sx
-            for _j in range(where.j1 - where.j0):
-                if inside or (
+        if c.banded:
+            image = source + size * (n - where.n0) * c.around.image_step
+        else:
+            image = pixel(&c.src, n, group * c.depth + c.depth0,
+                          where.i0 * taps.sy, where.j0 * taps.sx)
+        for u in range(o.lines):
+            base = image + u * (o.line_i * row_step + o.line_j * col_step)
+            y = (where.i0 + u * o.line_i) * taps.sy
+            x = (where.j0 + u * o.line_j) * taps.sx
+            for _v in range(o.run):
+                if free or (
                     y + taps.dy_min >= 0 and y + taps.dy_max < c.src.h
                     and x + taps.dx_min >= 0 and x + taps.dx_max < c.src.w
                 ):
@@ -71,42 +118,59 @@ cdef inline void point_at_source(
                             to[t * mr + lane] = base + c.to[t]
                         else:
                             to[t * mr + lane] = zeros
-                base += col_step
-                x += taps.sx
+                if lane == 0:
+                    y0, y1, x0, x1 = y, y, x, x
+                else:
+                    y0, y1, x0, x1 = min(y0, y), max(y1, y), min(x0, x), max(x1, x)
+                base += step
+                y += o.step_i * taps.sy
+                x += o.step_j * taps.sx
                 lane += 1
                 if lane == mr:
                     lane = 0
                     to += runs * mr
-    if lane:  # rows of the last tile that nobody will store
-        for i in range(lane, mr):
+                    needed[0] = runs_within(c, y0, y1, x0, x1)
+                    needed += 1
+    if lane:
+        needed[0] = runs_within(c, y0, y1, x0, x1)
+        for u in range(lane, mr):  # rows that nobody will store
             for t in range(runs):
-                to[t * mr + i] = to[t * mr]
+                to[t * mr + u] = to[t * mr]
 
 
 cdef inline void point_at_result(
     const correlation *c, const box *where, isize group, void **to, char *tile
 ) noexcept nogil:
     """Fill to[pixel]: where each row of C begins, in dst or in the scratch tile."""
-    cdef isize n, i, p = 0, _j
-    cdef isize step = c.dst.step_w * c.dst.itemsize
-    cdef char *row = tile
-    if not c.direct:
-        step = c.block * c.dst.itemsize
+    cdef pixel_order o = order_of(c, where)
+    cdef isize n, u, p = 0, _v, size = c.dst.itemsize
+    cdef isize row_step, col_step, step
+    cdef char *image = tile
+    cdef char *row
+    if c.direct:
+        row_step, col_step = c.dst.step_h * size, c.dst.step_w * size
+    else:
+        col_step = c.block * size
+        row_step = col_step * (where.j1 - where.j0)
+    step = o.step_i * row_step + o.step_j * col_step
     for n in range(where.n0, where.n1):
-        for i in range(where.i0, where.i1):
-            if c.direct:
-                row = pixel(&c.dst, n, group * c.outs, i, where.j0)
-            for _j in range(where.j1 - where.j0):
+        if c.direct:
+            image = pixel(&c.dst, n, group * c.outs, where.i0, where.j0)
+        for u in range(o.lines):
+            row = image + u * (o.line_i * row_step + o.line_j * col_step)
+            for _v in range(o.run):
                 to[p] = row
                 row += step
                 p += 1
-    for i in range(ceil_div(p, c.kernels.mr) * c.kernels.mr - p):
-        to[p + i] = to[p - 1]
+        if not c.direct:
+            image += o.lines * o.run * col_step
+    for u in range(ceil_div(p, c.kernels.mr) * c.kernels.mr - p):
+        to[p + u] = to[p - 1]
 
 
 # What a task's scratch holds, in bytes from its start.
 cdef struct direct_space:
-    isize a, c, tile, zeros, total
+    isize a, c, needed, tile, zeros, total
 
 
 cdef inline direct_space direct_space_of(const correlation *c) noexcept nogil:
@@ -116,7 +180,8 @@ cdef inline direct_space direct_space_of(const correlation *c) noexcept nogil:
     w.a = aligned(band_elements(&c.grid, &c.around) * size) if c.banded else 0
     w.c = w.a + aligned(
         rows * (c.taps.count // c.taps.wide) * <isize> sizeof(void *))
-    w.tile = w.c + aligned(rows * <isize> sizeof(void *))
+    w.needed = w.c + aligned(rows * <isize> sizeof(void *))
+    w.tile = w.needed + aligned(rows // mr * <isize> sizeof(tile_runs))
     w.zeros = w.tile + (0 if c.direct else aligned(rows * c.block * size))
     w.total = w.zeros + (0 if c.banded else aligned(c.depth_now * size))
     return w
@@ -134,25 +199,24 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
     cdef isize pixels = (
         (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
     cdef direct_space w = direct_space_of(c)
-    cdef isize block, p, width
+    cdef isize first = c.block0 + split * count // c.splits
+    cdef isize block, p, width, tiles = ceil_div(pixels, mr)
+    cdef const void **a = <const void **> (scratch + w.a)
+    cdef tile_runs *needed = <tile_runs *> (scratch + w.needed)
     cdef cnn_tile q
     if c.banded:
         fill_band(scratch, &c.around, &where, &c.taps, kernels, &c.src,
                   group * c.depth + c.depth0, c.depth_now)
     else:
         memset(scratch + w.zeros, 0, c.depth_now * size)
-    point_at_source(c, &where, group, <const void **> (scratch + w.a), scratch,
-                    scratch + w.zeros)
+    point_at_source(c, &where, group, a, needed, scratch, scratch + w.zeros)
     point_at_result(c, &where, group, <void **> (scratch + w.c), scratch + w.tile)
-    q.batches = runs
     q.depth = c.depth_now * c.taps.wide
     q.a_next, q.a_move, q.a_from, q.a_step = mr, 0, 0, 1
     q.start, q.activation = c.start, c.end
-    for block in range(c.block0 + split * count // c.splits,
-                       c.block0 + (split + 1) * count // c.splits):
+    for block in range(first, c.block0 + (split + 1) * count // c.splits):
         width = width_of(c, block)
         q.cols = min(width, c.outs - block * c.block)
-        q.b = panel(c, group, block)
         q.b_move, q.b_step = q.depth * width, width
         q.bias = bias_panel(c, group, block)
         q.c_move = block * c.block if c.direct else 0
@@ -160,10 +224,16 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             move_tile(c, &where, group * c.outs + block * c.block, q.cols,
                       scratch + w.tile, True)
         # weight[block x taps*depth] . pixels[taps*depth x mr] -> dst, tile by tile
-        for p in range(ceil_div(pixels, mr)):
+        for p in range(tiles):
             q.rows = min(mr, pixels - p * mr)
-            q.a = <const void **> (scratch + w.a) + p * mr * runs
+            q.batches = needed[p].count
+            q.a = a + (p * runs + needed[p].first) * mr
+            q.b = panel(c, group, block) + needed[p].first * q.b_move * size
             q.c = <void **> (scratch + w.c) + p * mr
+            # the first block meets pixels that no cache holds yet
+            q.next = NULL
+            if block == first and not c.banded and p + 1 < tiles:
+                q.next = a[((p + 2) * runs - 1) * mr]
             run_tile(kernels, &q, width)
         if not c.direct:
             move_tile(c, &where, group * c.outs + block * c.block, q.cols,
@@ -197,6 +267,9 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
         (c.src.step_c != 1 and c.depth > 1)
         or (taps.wide > 1 and c.depth < kernels.lanes)
     )
+    # a tile of pixels below each other skips the taps that padding swallows
+    c.by_columns = c.padded and (
+        taps.dx_max - taps.dx_min > taps.dy_max - taps.dy_min)
     if not c.banded:
         taps.wide = 1
         c.panel_bytes = direct_panel_bytes(c)

@@ -24,6 +24,7 @@ cdef extern from "table.h" nogil:
         isize c_move
         const void *bias
         int start, activation
+        const void *next
 
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row

@@ -11,6 +11,8 @@
 
 typedef ptrdiff_t isize;
 
+#define CACHE_LINE 64
+
 enum { CNN_ZERO, CNN_ADD, CNN_BIAS };             /* what a tile starts from */
 enum { CNN_LINEAR, CNN_RELU };                    /* what a tile ends with */
 
@@ -31,6 +33,7 @@ typedef struct {
     isize c_move;             /* elements from each of them to column 0 */
     const void *bias;         /* a value per column, vectors * lanes readable */
     int start, activation;
+    const void *next;         /* where the next tile's rows of A lie, or NULL */
 } cnn_tile;
 
 /* C[rows x cols] = start + sum over k < depth of A(i, k) B(k, j), B's rows being

@@ -44,6 +44,11 @@ static inline VEC FN(select)(IVEC mask, VEC yes, VEC no)
     return (VEC)((mask & (IVEC)yes) | (~mask & (IVEC)no));
 }
 
+static inline VEC FN(relu_of)(VEC v) /* NaN stays NaN */
+{
+    return FN(select)((IVEC)(v <= 0), (VEC){0}, v);
+}
+
 /* a0 b0 a1 b1 ... of the lower and of the upper halves; even and odd lanes */
 #if VBYTES / (FLOAT_BITS / 8) == 2
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 2)
