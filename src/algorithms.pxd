@@ -1,8 +1,9 @@
 # Which algorithm a correlation gets, and the loop that runs it.
 
 from boxes cimport band_of, boxes, tap_list
+from columns cimport column_space_of, columns_task, plan_columns
 from correlate cimport (
-    DEPTHWISE, DIRECT, PLANES, WINOGRAD, aligned, correlation, order_of_weights,
+    COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, aligned, correlation, order_of_weights,
 )
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
@@ -81,14 +82,18 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     if (few == 1 and c.depth == c.outs and c.groups > 1
             and c.src.step_c == 1 and c.dst.step_c == 1):
         return DEPTHWISE
+    if (c.outs >= 16 and not c.transposed and c.dst.n * c.dst.h * c.dst.w <= 64
+            and c.depth * c.outs * c.taps.count >= 1 << 16):
+        return COLUMNS
     # vectors of filters would stay half empty; or few channels, and the result would
     # have to be turned to planes
     if c.outs < 16 or (few < 16 and c.dst.step_c != 1):
         return PLANES
     # one tap does not pay for turning large planes to channels-last and back
     if (c.taps.count == 1 and c.src.step_w == 1 and c.dst.step_w <= c.taps.sx
-            and c.dst.h * c.dst.w >= 512):
-        return PLANES
+            and c.dst.h * c.dst.w >= 512
+            and c.depth * c.outs * c.kernels.itemsize <= PANEL_BYTES):
+        return COLUMNS
     return DIRECT
 
 
@@ -112,6 +117,10 @@ cdef inline int correlate(
         plan_planes(c)
         c.blocks = 1
         depth = c.depth
+    elif c.algorithm == COLUMNS:
+        plan_columns(c)
+        c.blocks = 1
+        depth = c.depth_now
     elif c.algorithm == WINOGRAD:
         plan_winograd(c)
         depth = c.depth
@@ -140,7 +149,7 @@ cdef inline int correlate(
             c.block1 = min(c.blocks, c.block0 + per_pass)
             c.depth0 = 0
             while c.depth0 < c.depth:
-                if c.algorithm == DIRECT:
+                if c.algorithm == DIRECT or c.algorithm == COLUMNS:
                     c.depth_now = min(depth, c.depth - c.depth0)
                 c.start = CNN_BIAS if c.depth0 == 0 else CNN_ADD
                 c.end = CNN_LINEAR
@@ -197,6 +206,13 @@ cdef inline int run_pass(
         return runtime.run(
             plane_task, c, boxes(&c.grid) * ceil_div(groups, c.gang),
             plane_space_of(c).total, work)
+    if c.algorithm == COLUMNS:
+        if not weights_as_they_lie(c) and c.depth0 == 0:
+            for group in range(c.group0, c.group1):
+                pack_planes(c, group)
+        c.splits = min(ceil_div(c.outs, c.kernels.mr), max(1, ceil_div(8, tasks)))
+        return runtime.run(
+            columns_task, c, tasks * c.splits, column_space_of(c).total, work)
     order_of_weights(c)
     # few boxes: several tasks share a box's pixels, each with its own blocks
     c.splits = min(count, max(1, ceil_div(8, tasks)))

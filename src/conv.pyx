@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 
 from algorithms cimport choose, choose_gradient, correlate, weight_gradient
 from boxes cimport tap_list
-from correlate cimport DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
+from correlate cimport COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
@@ -290,7 +290,7 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     cdef image y = dense_image(itemsize, g.n, g.k, g.out_h, g.out_w, channels_last)
     names = {
         DIRECT: "direct", PLANES: "planes", DEPTHWISE: "depthwise",
-        WINOGRAD: "winograd",
+        WINOGRAD: "winograd", COLUMNS: "columns",
     }
     if make_tables(&tables, g.r * g.s):
         raise MemoryError("explain_conv2d: no memory for its scratch space")

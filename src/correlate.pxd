@@ -24,6 +24,7 @@ cdef enum:
     PLANES
     DEPTHWISE
     WINOGRAD
+    COLUMNS
 
 
 cdef struct correlation:

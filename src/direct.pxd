@@ -268,6 +268,8 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
         or (taps.wide > 1 and c.depth < kernels.lanes)
     )
     # a tile of pixels below each other skips the taps that padding swallows
+    if c.depth >= kernels.lanes:
+        taps.wide = 1
     c.by_columns = c.padded and (
         taps.dx_max - taps.dx_min > taps.dy_max - taps.dy_min)
     if not c.banded:

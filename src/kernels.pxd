@@ -10,6 +10,7 @@ cdef extern from "table.h" nogil:
         CNN_ZERO
         CNN_ADD
         CNN_BIAS
+        CNN_BIAS_ROWS
     cdef enum:
         CNN_LINEAR
         CNN_RELU

@@ -13,7 +13,8 @@ typedef ptrdiff_t isize;
 
 #define CACHE_LINE 64
 
-enum { CNN_ZERO, CNN_ADD, CNN_BIAS };             /* what a tile starts from */
+/* what a tile starts from; a bias is for each column, or for each row */
+enum { CNN_ZERO, CNN_ADD, CNN_BIAS, CNN_BIAS_ROWS };
 enum { CNN_LINEAR, CNN_RELU };                    /* what a tile ends with */
 
 /* C[rows x cols] = start + sum over batches b and k < depth of A_b(i, k) B_b(k, j)
@@ -31,7 +32,8 @@ typedef struct {
     isize b_move, b_step;     /* from batch to batch, from k to k + 1 */
     void *const *c;           /* mr pointers too: rows may lie anywhere */
     isize c_move;             /* elements from each of them to column 0 */
-    const void *bias;         /* a value per column, vectors * lanes readable */
+    const void *bias;         /* a value per column, vectors * lanes readable; or per
+                                 row, `rows` readable */
     int start, activation;
     const void *next;         /* where the next tile's rows of A lie, or NULL */
 } cnn_tile;

@@ -33,8 +33,12 @@ static void TILE(const cnn_tile *q)
             UNROLL for (int i = 0; i < ROWS; i++) acc[i][v] = bias;
         }
     } else {
-        UNROLL for (int i = 0; i < ROWS; i++)
-            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = (VEC){0};
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            VEC start = {0};
+            if (q->start == CNN_BIAS_ROWS && i < q->rows)
+                start = FN(splat)(((const REAL *)q->bias)[i]);
+            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start;
+        }
     }
     /* C[ROWS x NR] += A[ROWS x depth] . B[depth x NR], batch by batch */
     for (isize t = 0; t < q->batches; t++) {
