@@ -139,6 +139,7 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
     q.a_next, q.a_move, q.a_from, q.a_step = 0, 0, 0, 1
     q.b_move, q.b_step = 0, c.block
     q.a, q.c = a, to
+    q.a_at = NULL
     q.start, q.activation = c.start, c.end
     if c.start != CNN_ADD:
         q.start = CNN_BIAS_ROWS if c.bias != NULL else CNN_ZERO

@@ -19,6 +19,7 @@ cdef extern from "table.h" nogil:
         isize rows, cols, batches, depth
         const void *const *a
         isize a_next, a_move, a_from, a_step
+        const isize *a_at
         const void *b
         isize b_move, b_step
         void *const *c

@@ -171,6 +171,7 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
         sums = partial_sums(w, task)
     memset(sums, 0, rows * whole_vectors(w, part.filters) * size)
     q.start, q.activation, q.next = CNN_ADD, CNN_LINEAR, NULL
+    q.a_at = NULL
     q.c, q.c_move = c, 0
     q.a_next, q.a_from, q.a_step = 0, 0, w.taps.sx * lanes
     q.a_move = w.taps.sy * around.row_step

@@ -131,6 +131,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     pixels.i0, pixels.i1 = where.i0 * f.m, min(where.i1 * f.m, c.dst.h)
     pixels.j0, pixels.j1 = where.j0 * f.m, min(where.j1 * f.m, c.dst.w)
     q.start, q.activation, q.next = CNN_ZERO, CNN_LINEAR, NULL
+    q.a_at = NULL
     q.batches, q.depth = 1, c.depth
     q.a_next, q.a_move, q.a_step = 0, 0, 1
     q.c = products

@@ -96,6 +96,7 @@ cdef inline void winograd_gradient_task(
     for row in range(s.rows):  # a row beyond the channels is not looked at
         a[row] = scratch + s.v + (row if row < part.channels else 0) * size
     q.start, q.activation, q.next = CNN_ADD, CNN_LINEAR, NULL
+    q.a_at = NULL
     q.batches = 1
     q.a_next, q.a_move, q.a_step = 0, 0, channels
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
