@@ -127,17 +127,21 @@ cdef inline void point_around(
 ) noexcept nogil:
     """Fill to[run][row] for the `count` pixels from p on, with zeros for padding."""
     cdef const tap_list *taps = &c.taps
-    cdef isize mr = c.kernels.mr, runs = taps.count // taps.wide
-    cdef isize t, at, y, x, lane, u = p // o.run % o.lines, v = p % o.run
+    cdef isize mr = c.kernels.mr, size = c.kernels.itemsize, runs = taps.count
+    cdef isize t, y, x, lane, u = p // o.run % o.lines, v = p % o.run
+    cdef const char *base
     for lane in range(count):
         y = (where.i0 + u * o.line_i + v * o.step_i) * taps.sy
         x = (where.j0 + u * o.line_j + v * o.step_j) * taps.sx
+        base = <const char *> a[lane]
         for t in range(runs):
-            at = t * taps.wide
-            to[t * mr + lane] = zeros
-            if (0 <= y + taps.dy[at] < c.src.h and 0 <= x + taps.dx[at] < c.src.w):
-                to[t * mr + lane] = (
-                    <const char *> a[lane] + c.to[t] * c.kernels.itemsize)
+            to[t * mr + lane] = base + c.to[t] * size
+        if (y + taps.dy_min < 0 or y + taps.dy_max >= c.src.h
+                or x + taps.dx_min < 0 or x + taps.dx_max >= c.src.w):
+            for t in range(runs):
+                if not (0 <= y + taps.dy[t] < c.src.h
+                        and 0 <= x + taps.dx[t] < c.src.w):
+                    to[t * mr + lane] = zeros
         v += 1
         if v == o.run:
             v, u = 0, (u + 1) % o.lines
