@@ -117,7 +117,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, /, **inputs: Any) ->
         raise ValueError("out must be writeable, got a read-only array")
     if not out.flags.aligned or any(step % out.itemsize for step in out.strides):
         raise ValueError("out must be aligned to its dtype")
-    if _overlaps_itself(out):
+    if out.size and _overlaps_itself(out):
         raise ValueError("out must not overlap itself: its elements share memory")
     for name, array in inputs.items():
         if isinstance(array, np.ndarray) and _overlap(out, array):

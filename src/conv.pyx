@@ -9,7 +9,9 @@ from cnn_ext import _runtime
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
 
-from algorithms cimport choose, choose_gradient, correlate, weight_gradient
+from algorithms cimport (
+    choose, choose_gradient, correlate, prepare, prepared_bytes, weight_gradient,
+)
 from boxes cimport tap_list
 from correlate cimport COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
 from geometry cimport (
@@ -109,13 +111,13 @@ cdef correlation forward_of(
     c.groups, c.depth, c.outs = g.groups, g.c // g.groups, g.k // g.groups
     c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
     c.transposed = False
-    c.bias, c.activation = bias, activation
+    c.bias, c.activation, c.prepared = bias, activation, NULL
     return c
 
 
 cdef int run_forward(
     const conv_geometry *g, image x, const char *weight, const char *bias, image y,
-    int activation,
+    int activation, char *prepared,
 ) noexcept nogil:
     cdef tap_tables tables
     cdef correlation c
@@ -123,6 +125,7 @@ cdef int run_forward(
     if make_tables(&tables, g.r * g.s):
         return -1
     c = forward_of(g, &tables, x, weight, bias, y, activation)
+    c.prepared = prepared
     failed = correlate(runtime, &c)
     free(tables.memory)
     return failed
@@ -144,7 +147,7 @@ cdef correlation backward_of(
     c.groups, c.depth, c.outs = g.groups, g.k // g.groups, g.c // g.groups
     c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
     c.transposed = True
-    c.bias, c.activation = NULL, CNN_LINEAR
+    c.bias, c.activation, c.prepared = NULL, CNN_LINEAR, NULL
     return c
 
 
@@ -191,11 +194,15 @@ cdef int run_backward_weight(
     return failed
 
 
-def conv2d(object sizes, x, weight, bias, y, bint relu=False):
-    """y[n,k] = bias[k] + sum over c, r, s of weight[k,c,r,s] * x[n,c] shifted."""
+def conv2d(object sizes, x, weight, bias, y, bint relu=False, prepared=None):
+    """y[n,k] = bias[k] + sum over c, r, s of weight[k,c,r,s] * x[n,c] shifted.
+
+    `prepared` is what prepare_conv2d made of weight and bias, or None.
+    """
     cdef conv_geometry g = conv_sizes(sizes)
-    cdef Py_buffer vx, vw, vb, vy
+    cdef Py_buffer vx, vw, vb, vy, vp
     cdef const char *b = NULL
+    cdef char *p = NULL
     cdef int failed
     hold(x, &vx, False)
     hold(weight, &vw, False)
@@ -203,17 +210,63 @@ def conv2d(object sizes, x, weight, bias, y, bint relu=False):
     if bias is not None:
         hold(bias, &vb, False)
         b = <const char *> vb.buf
+    if prepared is not None:
+        hold(prepared, &vp, False)
+        p = <char *> vp.buf
     with nogil:
         failed = run_forward(
             &g, image_of(&vx), <const char *> vw.buf, b, image_of(&vy),
-            CNN_RELU if relu else CNN_LINEAR)
+            CNN_RELU if relu else CNN_LINEAR, p)
     PyBuffer_Release(&vx)
     PyBuffer_Release(&vw)
     PyBuffer_Release(&vy)
     if bias is not None:
         PyBuffer_Release(&vb)
+    if prepared is not None:
+        PyBuffer_Release(&vp)
     if failed:
         raise MemoryError("conv2d: no memory for its scratch space")
+
+
+def prepare_conv2d(object sizes, weight, bias, bint channels_last, prepared=None):
+    """Pack weight and bias for conv2d; with None, return the bytes that this takes.
+
+    `prepared` is a buffer of that size, aligned to 64 bytes. 0 bytes: this geometry
+    uses weights as they lie.
+    """
+    cdef conv_geometry g = conv_sizes(sizes)
+    cdef tap_tables tables
+    cdef Py_buffer vw, vb, vp
+    cdef correlation c
+    cdef isize size = 0
+    cdef int failed = 0
+    if make_tables(&tables, g.r * g.s):
+        raise MemoryError("prepare_conv2d: no memory for its scratch space")
+    hold(weight, &vw, False)
+    c = forward_of(
+        &g, &tables,
+        dense_image(vw.itemsize, g.n, g.c, g.h, g.w, channels_last),
+        <const char *> vw.buf, NULL,
+        dense_image(vw.itemsize, g.n, g.k, g.out_h, g.out_w, channels_last),
+        CNN_LINEAR)
+    if prepared is None:
+        size = prepared_bytes(runtime, &c)
+    else:
+        hold(prepared, &vp, True)
+        c.prepared = <char *> vp.buf
+        if bias is not None:
+            hold(bias, &vb, False)
+            c.bias = <const char *> vb.buf
+        with nogil:
+            failed = prepare(runtime, &c)
+        PyBuffer_Release(&vp)
+        if bias is not None:
+            PyBuffer_Release(&vb)
+    PyBuffer_Release(&vw)
+    free(tables.memory)
+    if failed:
+        raise MemoryError("prepare_conv2d: no memory for its scratch space")
+    return size
 
 
 def conv2d_backward_input(object sizes, grad_y, weight, grad_x):

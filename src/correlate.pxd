@@ -37,6 +37,7 @@ cdef struct correlation:
     const isize *order                  # of weight tap t in the tap list, or -1
     bint transposed                     # weight is [depth][outs][taps]
     const char *bias                    # a value for each channel of dst, or NULL
+    char *prepared                      # both, packed beforehand; or NULL
     int activation
 
     # what the geometry leads to

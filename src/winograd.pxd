@@ -137,6 +137,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     cdef isize n, i, j, p = 0, e, block, width, cols, first, last, at
     cdef isize step_row, step_col
     cdef box pixels = where
+    cdef box source
     cdef char *y
     cdef cnn_tile q
     if c.banded:
@@ -148,19 +149,19 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
             for j in range(where.j0, where.j1):
                 a[p] = scratch + w.values + p * w.channels * size
                 step_row, step_col = c.around.row_step, c.around.channels
-                pixels = patch_box(c, n, i * f.m, j * f.m)
+                source = patch_box(c, n, i * f.m, j * f.m)
                 if c.banded:
                     y = scratch + size * (
                         (n - where.n0) * c.around.image_step
                         + (i - where.i0) * f.m * step_row
                         + (j - where.j0) * f.m * step_col)
-                elif is_inside(&pixels, &c.src):
-                    y = pixel(&c.src, n, group * c.depth, pixels.i0, pixels.j0)
+                elif is_inside(&source, &c.src):
+                    y = pixel(&c.src, n, group * c.depth, source.i0, source.j0)
                     step_row, step_col = c.src.step_h, c.src.step_w
                 else:
                     y = scratch
-                    pixels.i1, pixels.j1 = pixels.i0 + 1, pixels.j0 + 1
-                    fill_band(y, &c.around, &pixels, &corner, kernels, &c.src,
+                    source.i1, source.j1 = source.i0 + 1, source.j0 + 1
+                    fill_band(y, &c.around, &source, &corner, kernels, &c.src,
                               group * c.depth, c.depth)
                 f.input(
                     <void *> a[p], w.values_step, y, step_row, step_col, c.depth)

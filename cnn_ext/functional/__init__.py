@@ -28,9 +28,11 @@ from .pooling import (
     max_pool2d,
     max_pool2d_backward,
 )
+from .prepared import PreparedConv2d, prepare_conv2d
 from .subsampling import subsample2d, subsample2d_backward
 
 __all__ = [
+    "PreparedConv2d",
     "avg_pool2d",
     "avg_pool2d_backward",
     "conv2d",
@@ -44,6 +46,7 @@ __all__ = [
     "linear_backward_weight",
     "max_pool2d",
     "max_pool2d_backward",
+    "prepare_conv2d",
     "subsample2d",
     "subsample2d_backward",
 ]
