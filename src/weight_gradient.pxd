@@ -46,6 +46,7 @@ cdef struct gradient_of_weight:
 
     # what the geometry leads to
     int algorithm
+    bint padded                         # taps can lie outside of the image
     bint x_lies, errors_lie             # tiles read them where they lie
     const cnn_winograd *winograd
     isize gang                          # PLANES: groups of a part
@@ -150,7 +151,7 @@ cdef inline gradient_space space_of(const gradient_of_weight *w) noexcept nogil:
     s.around = band_of(&w.grid, &w.taps, min(
         1 if w.x.step_w == 1 else w.kernels.lanes, w.some_channels))
     s.rows = w.some_channels * w.taps.count + w.kernels.gradient_tile.rows
-    s.a = aligned(s.rows * filters * size)
+    s.a = aligned(w.some_channels * w.taps.count * filters * size)
     s.x = s.a + aligned(s.rows * <isize> sizeof(void *))
     s.grad_y = s.x
     if not w.x_lies:
@@ -168,11 +169,11 @@ cdef inline void point_at_rows(
     const char *copied, const void **a,
 ) noexcept nogil:
     """a[row]: the first pixel of each (tap, channel), of the array or of a band."""
-    cdef isize size = w.kernels.itemsize, taps = w.taps.count
-    cdef isize rows = p.channels * taps, row = 0, lanes = s.around.channels, t, ch
+    cdef isize size = w.kernels.itemsize, lanes = s.around.channels, t, ch
     cdef isize band_bytes = band_elements(&w.grid, &s.around) * size
+    cdef isize row = 0
     cdef const char *tap
-    for t in range(taps):
+    for t in range(w.taps.count):
         if w.x_lies:
             tap = w.x.data + size * (
                 (p.group * w.channels + p.channel0) * w.x.step_c
@@ -185,8 +186,19 @@ cdef inline void point_at_rows(
             else:
                 a[row] = tap + ch // lanes * band_bytes + ch % lanes * size
             row += 1
-    for row in range(rows, rows + w.kernels.gradient_tile.rows):
-        a[row] = a[0]
+    for ch in range(w.kernels.gradient_tile.rows):
+        a[row + ch] = a[0]
+
+
+cdef inline void clip(
+    isize *first, isize *end, isize from_, isize to, isize stride, isize d_min,
+    isize d_max, isize size,
+) noexcept nogil:
+    """The outputs in [from_, to) for which one of the taps lies in the image."""
+    first[0] = max(from_, ceil_div(max(0, -d_max), stride))
+    end[0] = min(to, (size - 1 - d_min) // stride + 1) if size > d_min else 0
+    if end[0] < first[0]:
+        first[0] = end[0] = from_
 
 
 cdef inline cnn_lines lines_of(
@@ -229,24 +241,61 @@ cdef inline isize tile_rows(const cnn_gradient_kernel *kernels, isize rows) noex
     return best
 
 
+cdef inline void run_tiles(
+    const gradient_of_weight *w, const box *where,
+    cnn_gradient_tile *q, isize channels, isize width, const void *const *a,
+    char *sums, cnn_lines *x_next, cnn_lines *errors_next,
+) noexcept nogil:
+    """x[rows x pixels] . grad_y[pixels x filters] -> sums, tile by tile."""
+    cdef const cnn_kernels *kernels = w.kernels
+    cdef const cnn_gradient_kernel *kernel
+    cdef const tap_list *taps = &w.taps
+    cdef isize rows = channels * taps.count, row = 0, t0, t1, i0, i1, j0, j1, d
+    cdef isize dx_min, dx_max, size = kernels.itemsize
+    cdef isize a_from = q.a_from
+    cdef const char *b = <const char *> q.b
+    while row < rows:
+        kernel = kernels.gradient_tile + tile_rows(kernels.gradient_tile, rows - row)
+        q.rows = min(kernel.rows, rows - row)
+        q.a = a + row
+        q.c = sums + row * width * size
+        if w.padded:
+            t0, t1 = row // channels, (row + q.rows - 1) // channels
+            dx_min, dx_max = taps.dx[t0], taps.dx[t0]
+            for d in range(t0 + 1, t1 + 1):
+                dx_min, dx_max = min(dx_min, taps.dx[d]), max(dx_max, taps.dx[d])
+            clip(&i0, &i1, where.i0, where.i1, taps.sy, taps.dy[t0], taps.dy[t1],
+                 w.x.h)
+            clip(&j0, &j1, where.j0, where.j1, taps.sx, dx_min, dx_max, w.x.w)
+            q.batches, q.depth = i1 - i0, j1 - j0
+            q.a_from = (
+                a_from + (i0 - where.i0) * q.a_move + (j0 - where.j0) * q.a_step)
+            q.b = b + size * (
+                (i0 - where.i0) * q.b_move + (j0 - where.j0) * q.b_step)
+        q.next = x_next if x_next.left > 0 else errors_next
+        kernel.run[width // kernels.lanes - 1](q)
+        row += q.rows
+    q.a_from = a_from
+
+
 cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const gradient_of_weight *w = <const gradient_of_weight *> job
     cdef const cnn_kernels *kernels = w.kernels
-    cdef isize size = kernels.itemsize, taps = w.taps.count
+    cdef isize size = kernels.itemsize
     cdef gradient_part part = part_of(w, task)
+    cdef gradient_part follows
     cdef gradient_space space = space_of(w)
     cdef const band *around = &space.around
     cdef isize lanes = around.channels
     cdef isize band_bytes = band_elements(&w.grid, around) * size
-    cdef isize rows = part.channels * taps
-    cdef isize row, n, b, f, width, ch, pixels
+    cdef isize rows = part.channels * w.taps.count
+    cdef isize n, b, b_next, f, width, ch, run, pixels
     cdef const void **a = <const void **> (scratch + space.a)
     cdef char *to
     cdef char *sums = scratch
     cdef const char *errors
     cdef box where, after
     cdef cnn_lines x_next, errors_next
-    cdef const cnn_gradient_kernel *kernel
     cdef cnn_gradient_tile q
 
     if w.chunks > 1:
@@ -258,8 +307,9 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
                    (part.chunk + 1) * boxes(&w.grid) // w.chunks):
         where = box_at(&w.grid, b)
-        q.batches, q.depth = where.i1 - where.i0, where.j1 - where.j0
-        pixels = (where.n1 - where.n0) * q.batches * q.depth
+        run = where.j1 - where.j0
+        pixels = (where.n1 - where.n0) * (where.i1 - where.i0) * run
+        q.batches, q.depth = where.i1 - where.i0, run
         # x[channel / lanes][pixel][lane], so that a row of A walks on by one vector
         for ch in range(0 if w.x_lies else ceil_div(part.channels, lanes)):
             fill_band(
@@ -268,15 +318,21 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
                 min(lanes, part.channels - ch * lanes))
         if not w.errors_lie:
             copy_errors(w, &part, &where, pixels, scratch + space.grad_y)
+        # the next box, or the first one of the task that will follow
+        follows = part
+        b_next = b + 1
+        if b_next == (part.chunk + 1) * boxes(&w.grid) // w.chunks:
+            follows = part_of(w, task + 1)
+            b_next = follows.chunk * boxes(&w.grid) // w.chunks
         x_next.left = errors_next.left = 0
-        if b + 1 < (part.chunk + 1) * boxes(&w.grid) // w.chunks:
-            after = box_at(&w.grid, b + 1)
+        if follows.group < w.groups:
+            after = box_at(&w.grid, b_next)
             x_next = lines_of(
                 &w.x, &after, w.taps.sy, w.taps.sx,
-                part.group * w.channels + part.channel0, part.channels)
+                follows.group * w.channels + follows.channel0, follows.channels)
             errors_next = lines_of(
                 &w.grad_y, &after, 1, 1,
-                part.group * w.filters + part.filter0, part.filters)
+                follows.group * w.filters + follows.filter0, follows.filters)
         for n in range(where.n1 - where.n0):
             q.a_from = n * around.image_step
             if w.x_lies:
@@ -295,18 +351,10 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
                         part.group * w.filters + part.filter0 + f, where.i0, where.j0)
                     q.b_move, q.b_step = w.grad_y.step_h, w.grad_y.step_w
                 else:
-                    q.b = errors + n * q.batches * q.depth * width * size
-                    q.b_move, q.b_step = q.depth * width, width
-                row = 0
-                while row < rows:
-                    kernel = kernels.gradient_tile + tile_rows(
-                        kernels.gradient_tile, rows - row)
-                    q.a = a + row
-                    q.c = to + row * width * size
-                    q.rows = min(kernel.rows, rows - row)
-                    q.next = &x_next if x_next.left > 0 else &errors_next
-                    kernel.run[width // kernels.lanes - 1](&q)
-                    row += q.rows
+                    q.b = errors + n * run * (where.i1 - where.i0) * width * size
+                    q.b_move, q.b_step = run * width, width
+                run_tiles(w, &where, &q, part.channels, width, a, to,
+                          &x_next, &errors_next)
                 to += rows * width * size
                 errors += pixels * width * size
                 f += width
@@ -377,17 +425,18 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
     """Choose parts, chunks and boxes from the geometry alone."""
     cdef const cnn_kernels *kernels = w.kernels
     cdef isize size = kernels.itemsize, lanes = kernels.lanes, pixels
-    cdef bint padded
+    cdef isize chunks, parts, share
     join_rows(w)
-    padded = (
+    w.padded = (
         w.taps.dy_min < 0 or w.taps.dx_min < 0
         or (w.grad_y.h - 1) * w.taps.sy + w.taps.dy_max >= w.x.h
         or (w.grad_y.w - 1) * w.taps.sx + w.taps.dx_max >= w.x.w
     )
-    # pixels further apart share too few places of the first cache
-    w.x_lies = not padded and (
+    # pixels that several taps read are better copied close together; pixels further
+    # apart than this share too few places of the first cache
+    w.x_lies = not w.padded and w.taps.count == 1 and (
         w.x.step_c * size % 2048 != 0 if w.x.step_w == 1
-        else w.x.step_c == 1 and w.x.step_w * w.taps.sx * size <= 2048)
+        else w.x.step_c == 1 and w.x.step_w * size <= 2048)
     w.errors_lie = (
         w.grad_y.step_c == 1 and w.filters % lanes == 0
         and w.grad_y.step_w * size <= 1024)
@@ -401,8 +450,15 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
         w.some_filters = ceil_div(w.some_filters // 2, lanes) * lanes
     w.some_channels = even_share(w.channels, max(
         1, SUM_BYTES // (w.taps.count * whole_vectors(w, w.some_filters) * size)))
-    # a block's errors (256 pixels) stay in the first cache, row tile by row tile
+    # eight tasks: rather by channels than by chunks, whose sums go through memory,
+    # which costs each chunk about as much as 60 pixels in the tiles
     pixels = w.grad_y.n * w.grad_y.h * w.grad_y.w
+    chunks = min(8, max(1, pixels // 1200))
+    parts = w.groups * ceil_div(w.filters, w.some_filters)
+    share = ceil_div(w.channels, ceil_div(8, chunks * parts))
+    share = ceil_div(share, lanes) * lanes
+    w.some_channels = min(w.some_channels, share)
+    # a block's errors (256 pixels) stay in the first cache, row tile by row tile
     w.grid = cut(w.grad_y.n, w.grad_y.h, w.grad_y.w, min(max(pixels // 8, 64), 256))
     while copies_bytes(w) > COPY_BYTES:
         if not halve(&w.grid, 16):
