@@ -80,7 +80,7 @@ cdef extern from "table.h" nogil:
 
     ctypedef struct cnn_lines:
         const char *at
-        isize left, run, of_run, jump
+        isize left, run, of_run, jump, row, of_row, row_jump
 
     ctypedef struct cnn_gradient_tile:
         isize rows, batches, depth

@@ -205,20 +205,26 @@ cdef inline cnn_lines lines_of(
     const image *src, const box *where, isize sy, isize sx, isize channel,
     isize channels,
 ) noexcept nogil:
-    """The memory under a box: one run of whole pixels, or one of each plane."""
+    """The memory that a box reads, of its first image."""
     cdef cnn_lines r
-    cdef isize rows = (where.i1 - where.i0 - 1) * sy, cols = (where.j1 - where.j0) * sx
-    cdef isize bytes = rows * src.step_h + cols * src.step_w, runs = channels
-    r.jump = src.step_c
-    if src.step_c == 1:
-        bytes += (where.n1 - where.n0 - 1) * src.step_n
-        runs = 1
-        if channels < src.step_w and rows == 0:
-            bytes, runs, r.jump = channels, cols, src.step_w
-    r.at = pixel(src, where.n0, channel, where.i0 * sy, where.j0 * sx)
-    r.run = r.of_run = ceil_div(bytes * src.itemsize, 64)
-    r.left = runs * r.run
-    r.jump = r.jump * src.itemsize - 64 * r.run
+    cdef isize i0 = where.i0 * sy, j0 = where.j0 * sx
+    cdef isize rows = min(where.i1 * sy, src.h) - i0
+    cdef isize cols = min(where.j1 * sx, src.w) - j0, run, step, row_step
+    if src.step_c != 1:    # the rows of a plane are one run, the planes the next
+        run, r.row = (rows - 1) * src.step_h + (cols - 1) * src.step_w + 1, channels
+        step, row_step, rows = src.step_c, 0, 1
+    elif channels == src.step_w:
+        run, r.row = cols * channels, 1
+        step, row_step = 0, src.step_h
+    else:
+        run, r.row = channels, cols
+        step, row_step = src.step_w, src.step_h
+    r.at = pixel(src, where.n0, channel, i0, j0)
+    r.run = r.of_run = ceil_div(run * src.itemsize, 64)
+    r.left = rows * r.row * r.run
+    r.jump = step * src.itemsize - 64 * r.run
+    r.row_jump = (row_step - r.row * step) * src.itemsize
+    r.of_row = r.row
     return r
 
 
@@ -436,7 +442,7 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
     # apart than this share too few places of the first cache
     w.x_lies = not w.padded and w.taps.count == 1 and (
         w.x.step_c * size % 2048 != 0 if w.x.step_w == 1
-        else w.x.step_c == 1 and w.x.step_w * size <= 2048)
+        else w.x.step_c == 1 and w.x.step_w * size <= 1024)
     w.errors_lie = (
         w.grad_y.step_c == 1 and w.filters % lanes == 0
         and w.grad_y.step_w * size <= 1024)

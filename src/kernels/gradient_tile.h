@@ -20,7 +20,11 @@ static void TILE(const cnn_gradient_tile *q)
             if (next.left > 0) {
                 __builtin_prefetch(next.at, 0, 2);
                 next.at += 64, next.left--;
-                if (--next.of_run == 0) next.at += next.jump, next.of_run = next.run;
+                if (--next.of_run == 0) {
+                    next.at += next.jump, next.of_run = next.run;
+                    if (--next.of_row == 0)
+                        next.at += next.row_jump, next.of_row = next.row;
+                }
             }
             UNROLL for (int i = 0; i < ROWS; i++) {
                 REAL scalar = a[i][k * a_step];

@@ -69,10 +69,13 @@ typedef struct {
     void (*run)(const cnn_dot_tile *);
 } cnn_dot_kernel;
 
-/* Lines of memory to fetch ahead of time: runs of `run` lines, `jump` bytes apart. */
+/* Lines of memory to fetch ahead of time: rows of `row` runs of `run` lines. */
 typedef struct {
     const char *at;
-    isize left, run, of_run, jump;
+    isize left;               /* lines in all */
+    isize run, of_run;        /* lines of a run; what is left of this one */
+    isize jump;               /* bytes from a run's end to the next one */
+    isize row, of_row, row_jump;
 } cnn_lines;
 
 /* C[rows x vectors * lanes] = (C) + sum over batches and k < depth of A(i, k) B(k, j),
