@@ -340,7 +340,7 @@ cdef inline int choose_gradient(
     if (w.channels == 1 and w.filters == 1 and w.groups > 1
             and w.x.step_c == 1 and w.grad_y.step_c == 1):
         return DEPTHWISE
-    return PLANES if min(w.channels, w.filters) < 16 else DIRECT
+    return PLANES if w.filters < 16 else DIRECT
 
 
 cdef inline int weight_gradient(

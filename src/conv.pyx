@@ -177,6 +177,7 @@ cdef gradient_of_weight gradient_of(
     list_taps(&w.taps, tables, g, 0, 0, False)
     w.x, w.grad_y, w.grad_weight = x, grad_y, grad_weight
     w.groups, w.channels, w.filters = g.groups, g.c // g.groups, g.k // g.groups
+    w.exchanged = False
     return w
 
 

@@ -81,6 +81,24 @@ cdef extern from "table.h" nogil:
         isize rows, cols
         void (*run)(const cnn_dot_tile *) noexcept nogil
 
+    ctypedef struct cnn_lines:
+        const char *at
+        isize left, run, of_run, jump, row, of_row, row_jump
+
+    ctypedef struct cnn_gradient_tile:
+        isize rows, batches, depth
+        const void *const *a
+        isize a_from, a_move, a_step
+        const void *b
+        isize b_move, b_step
+        void *c
+        int start
+        cnn_lines *next
+
+    ctypedef struct cnn_gradient_kernel:
+        isize rows
+        void (*run[2])(const cnn_gradient_tile *) noexcept nogil
+
     ctypedef struct cnn_kernels:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
@@ -98,6 +116,7 @@ cdef extern from "table.h" nogil:
             void *, const void *, isize, isize, isize, isize) noexcept nogil
         const cnn_plane_kernel *plane_tile
         const cnn_dot_kernel *dot_tile
+        const cnn_gradient_kernel *gradient_tile
         void (*depthwise)(
             void *, isize, const void *, isize, const isize *, isize, const void *,
             isize, isize, const void *, int) noexcept nogil

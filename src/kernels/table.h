@@ -75,6 +75,33 @@ typedef struct {
     void (*run)(const cnn_dot_tile *);
 } cnn_dot_kernel;
 
+/* Lines of memory to fetch ahead of time: rows of `row` runs of `run` lines. */
+typedef struct {
+    const char *at;
+    isize left;               /* lines in all */
+    isize run, of_run;        /* lines of a run; what is left of this one */
+    isize jump;               /* bytes from a run's end to the next one */
+    isize row, of_row, row_jump;
+} cnn_lines;
+
+/* C[rows x vectors * lanes] = (C) + sum over batches and k < depth of A(i, k) B(k, j),
+ * A by row pointers, B and C rows of vectors, C's without gaps. */
+typedef struct {
+    isize rows, batches, depth;
+    const void *const *a;     /* each of the kernel's rows must be readable */
+    isize a_from, a_move, a_step;
+    const void *b;
+    isize b_move, b_step;
+    void *c;
+    int start;
+    cnn_lines *next;
+} cnn_gradient_tile;
+
+typedef struct {
+    isize rows;
+    void (*run[2])(const cnn_gradient_tile *);  /* [vectors - 1] */
+} cnn_gradient_kernel;
+
 /* `count` neighbouring outputs, each over a window of rows x cols pixels. */
 typedef struct {
     isize count, lane;        /* x advances by `lane` from output to output */
@@ -138,6 +165,7 @@ typedef struct {
 
     const cnn_plane_kernel *plane_tile;   /* by rising rows, ends with rows = 0 */
     const cnn_dot_kernel *dot_tile;       /* for few rows, then for more */
+    const cnn_gradient_kernel *gradient_tile;  /* by falling rows, ends with rows = 0 */
     /* one channel in and out: y[p] = bias + sum over taps x[p + at] * weight[tap],
        weights and sums [tap][channel] */
     void (*depthwise)(void *y, isize y_step, const void *x, isize x_step,
