@@ -7,7 +7,8 @@ here, cached, and handed as it is to the compiled passes, which trust it.
 from __future__ import annotations
 
 import operator
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 __all__ = ["ConvGeometry", "PoolGeometry", "checked_size", "pair"]
@@ -27,6 +28,8 @@ def shown(value: Any) -> str:
 
 def checked_size(value: Any, name: str, minimum: int = 0) -> int:
     """Return `value` as an int that is at least `minimum`, or say what is wrong."""
+    if type(value) is int and minimum <= value < MAX_ELEMENTS:
+        return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
     try:
@@ -70,18 +73,21 @@ def _shape(shape: Any, name: str, axes: str) -> tuple[int, ...]:
         raise ValueError(
             f"{name} must have {len(axes)} axes ({', '.join(axes)}), got {sizes}"
         )
+    # the names of the sizes are made for errors alone: a new shape is to cost little
     checked = tuple(
-        checked_size(size, f"{name}[{i}]", 0 if axes[i] == "N" else 1)
-        for i, size in enumerate(sizes)
+        [
+            size
+            if type(size) is int and 0 < size < MAX_ELEMENTS
+            else checked_size(size, f"{name}[{i}]", 0 if axes[i] == "N" else 1)
+            for i, size in enumerate(sizes)
+        ]
     )
     _check_product(checked, name)
     return checked
 
 
 def _check_product(shape: tuple[int, ...], name: str) -> None:
-    product = 1
-    for size in shape:
-        product *= max(size, 1)
+    product = prod(shape) or prod(max(size, 1) for size in shape)
     if product >= MAX_ELEMENTS:
         raise ValueError(f"{name} is too large: {shape} has {product} elements")
 
@@ -127,8 +133,8 @@ def _hashable(value: Any) -> Any:
     return tuple(_hashable(v) for v in value) if isinstance(value, list) else value
 
 
-class ConvGeometry(NamedTuple):
-    """Sizes of a convolution: images (n, c, h, w), filters (k, c / groups, r, s)."""
+class _ConvSizes(NamedTuple):
+    """The integers of a ConvGeometry, as the compiled passes read them."""
 
     n: int
     c: int
@@ -148,6 +154,10 @@ class ConvGeometry(NamedTuple):
     groups: int
     out_h: int
     out_w: int
+
+
+class ConvGeometry(_ConvSizes):
+    """Sizes of a convolution: images (n, c, h, w), filters (k, c / groups, r, s)."""
 
     @classmethod
     def of(
@@ -170,15 +180,15 @@ class ConvGeometry(NamedTuple):
         arguments = (x_shape, weight_shape, stride, padding, dilation, groups)
         return _conv_geometry.__wrapped__(*map(_hashable, arguments))
 
-    @property
+    @cached_property
     def x_shape(self) -> tuple[int, int, int, int]:
         return self.n, self.c, self.h, self.w
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int, int, int]:
         return self.k, self.c // self.groups, self.r, self.s
 
-    @property
+    @cached_property
     def y_shape(self) -> tuple[int, int, int, int]:
         return self.n, self.k, self.out_h, self.out_w
 
@@ -217,14 +227,14 @@ def _conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups):
     out_h = (h + top + bottom - extent[0]) // stride_h + 1
     out_w = (w + left + right - extent[1]) // stride_w + 1
     _check_product((n, k, out_h, out_w), "the output")
-    return ConvGeometry(
+    return ConvGeometry._make((
         n, c, h, w, k, r, s, stride_h, stride_w, dilation_h, dilation_w,
         top, bottom, left, right, groups, out_h, out_w,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
-class PoolGeometry(NamedTuple):
-    """Sizes of one 2-D pooling: images (n, c, h, w), windows of r x s pixels."""
+class _PoolSizes(NamedTuple):
+    """The integers of a PoolGeometry, as the compiled passes read them."""
 
     n: int
     c: int
@@ -242,6 +252,10 @@ class PoolGeometry(NamedTuple):
     right: int
     out_h: int
     out_w: int
+
+
+class PoolGeometry(_PoolSizes):
+    """Sizes of one 2-D pooling: images (n, c, h, w), windows of r x s pixels."""
 
     @classmethod
     def of(
@@ -267,11 +281,11 @@ class PoolGeometry(NamedTuple):
         arguments = (x_shape, kernel_size, stride, padding, dilation, ceil_mode)
         return _pool_geometry.__wrapped__(*map(_hashable, arguments))
 
-    @property
+    @cached_property
     def x_shape(self) -> tuple[int, int, int, int]:
         return self.n, self.c, self.h, self.w
 
-    @property
+    @cached_property
     def y_shape(self) -> tuple[int, int, int, int]:
         return self.n, self.c, self.out_h, self.out_w
 
@@ -331,7 +345,7 @@ def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
                 f"{taps} without any pixel of {size}"
             )
     _check_product((n, c, out_h, out_w), "the output")
-    return PoolGeometry(
+    return PoolGeometry._make((
         n, c, h, w, r, s, stride_h, stride_w, dilation_h, dilation_w,
         top, bottom, left, right, out_h, out_w,
-    )  # fmt: skip
+    ))  # fmt: skip
