@@ -7,7 +7,7 @@ here, cached, and handed as it is to the compiled passes, which trust it.
 from __future__ import annotations
 
 import operator
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -48,6 +48,8 @@ def checked_size(value: Any, name: str, minimum: int = 0) -> int:
 
 def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     """Return `value`, an int or a pair of ints, as (vertical, horizontal)."""
+    if type(value) is int and minimum <= value < MAX_ELEMENTS:
+        return value, value
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(
@@ -62,7 +64,7 @@ def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
 
 
 def _shape(shape: Any, name: str, axes: str) -> tuple[int, ...]:
-    """Return a shape of len(axes) sizes; only the batch axis may be empty."""
+    """Return a shape of four sizes; only the batch axis, N, may be empty."""
     try:
         sizes = tuple(shape)
     except TypeError:
@@ -73,14 +75,16 @@ def _shape(shape: Any, name: str, axes: str) -> tuple[int, ...]:
         raise ValueError(
             f"{name} must have {len(axes)} axes ({', '.join(axes)}), got {sizes}"
         )
-    # the names of the sizes are made for errors alone: a new shape is to cost little
+    a, b, c, d = sizes
+    if (  # so are most shapes, and a new one is to cost little
+        type(a) is type(b) is type(c) is type(d) is int
+        and (a > 0 and b > 0 and c > 0 and d > 0)
+        and a * b * c * d < MAX_ELEMENTS
+    ):
+        return sizes
     checked = tuple(
-        [
-            size
-            if type(size) is int and 0 < size < MAX_ELEMENTS
-            else checked_size(size, f"{name}[{i}]", 0 if axes[i] == "N" else 1)
-            for i, size in enumerate(sizes)
-        ]
+        checked_size(size, f"{name}[{i}]", 0 if axes[i] == "N" else 1)
+        for i, size in enumerate(sizes)
     )
     _check_product(checked, name)
     return checked
@@ -99,6 +103,8 @@ def _padding(
     stride: tuple[int, int],
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return ((top, bottom), (left, right)); `extent` is the dilated kernel."""
+    if type(padding) is int and 0 <= padding < MAX_ELEMENTS:
+        return (padding, padding), (padding, padding)
     if isinstance(padding, str):
         if padding == "valid":
             return (0, 0), (0, 0)
@@ -159,6 +165,10 @@ class _ConvSizes(NamedTuple):
 class ConvGeometry(_ConvSizes):
     """Sizes of a convolution: images (n, c, h, w), filters (k, c / groups, r, s)."""
 
+    x_shape: tuple[int, int, int, int]
+    weight_shape: tuple[int, int, int, int]
+    y_shape: tuple[int, int, int, int]
+
     @classmethod
     def of(
         cls,
@@ -179,18 +189,6 @@ class ConvGeometry(_ConvSizes):
                 raise
         arguments = (x_shape, weight_shape, stride, padding, dilation, groups)
         return _conv_geometry.__wrapped__(*map(_hashable, arguments))
-
-    @cached_property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.c, self.h, self.w
-
-    @cached_property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        return self.k, self.c // self.groups, self.r, self.s
-
-    @cached_property
-    def y_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.k, self.out_h, self.out_w
 
     @property
     def multiply_adds(self) -> int:
@@ -227,10 +225,13 @@ def _conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups):
     out_h = (h + top + bottom - extent[0]) // stride_h + 1
     out_w = (w + left + right - extent[1]) // stride_w + 1
     _check_product((n, k, out_h, out_w), "the output")
-    return ConvGeometry._make((
+    g = ConvGeometry._make((
         n, c, h, w, k, r, s, stride_h, stride_w, dilation_h, dilation_w,
         top, bottom, left, right, groups, out_h, out_w,
     ))  # fmt: skip
+    g.x_shape, g.weight_shape = (n, c, h, w), (k, c_group, r, s)
+    g.y_shape = n, k, out_h, out_w
+    return g
 
 
 class _PoolSizes(NamedTuple):
@@ -257,6 +258,9 @@ class _PoolSizes(NamedTuple):
 class PoolGeometry(_PoolSizes):
     """Sizes of one 2-D pooling: images (n, c, h, w), windows of r x s pixels."""
 
+    x_shape: tuple[int, int, int, int]
+    y_shape: tuple[int, int, int, int]
+
     @classmethod
     def of(
         cls,
@@ -280,14 +284,6 @@ class PoolGeometry(_PoolSizes):
                 raise
         arguments = (x_shape, kernel_size, stride, padding, dilation, ceil_mode)
         return _pool_geometry.__wrapped__(*map(_hashable, arguments))
-
-    @cached_property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.c, self.h, self.w
-
-    @cached_property
-    def y_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.c, self.out_h, self.out_w
 
 
 def _pooled(size: int, pad: int, extent: int, stride: int, before: int, ceil: bool):
@@ -345,7 +341,9 @@ def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
                 f"{taps} without any pixel of {size}"
             )
     _check_product((n, c, out_h, out_w), "the output")
-    return PoolGeometry._make((
+    g = PoolGeometry._make((
         n, c, h, w, r, s, stride_h, stride_w, dilation_h, dilation_w,
         top, bottom, left, right, out_h, out_w,
     ))  # fmt: skip
+    g.x_shape, g.y_shape = (n, c, h, w), (n, c, out_h, out_w)
+    return g
