@@ -11,7 +11,13 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
-__all__ = ["ConvGeometry", "PoolGeometry", "checked_size", "pair"]
+__all__ = [
+    "ConvGeometry",
+    "PoolGeometry",
+    "TransposedGeometry",
+    "checked_size",
+    "pair",
+]
 
 # Half of the address space, in elements of the widest dtype: products of sizes
 # below this bound cannot overflow Py_ssize_t, not even in bytes.
@@ -232,6 +238,98 @@ def _conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups):
     g.x_shape, g.weight_shape = (n, c, h, w), (k, c_group, r, s)
     g.y_shape = n, k, out_h, out_w
     return g
+
+
+class TransposedGeometry(NamedTuple):
+    """Sizes of a transposed convolution, the adjoint of a convolution.
+
+    Attributes
+    ----------
+    y_shape : tuple of int
+        (N, K, H_out, W_out).
+    conv : ConvGeometry
+        The convolution whose x is the part of y that the filters reach, and whose y is
+        our x. What `output_padding` adds beyond that part is 0.
+    """
+
+    y_shape: tuple[int, int, int, int]
+    conv: ConvGeometry
+
+    @classmethod
+    def of(
+        cls,
+        x_shape: Any,
+        weight_shape: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: Any = 1,
+        dilation: Any = 1,
+    ) -> TransposedGeometry:
+        """Return the geometry, or raise TypeError or ValueError."""
+        arguments = x_shape, weight_shape, stride, padding, output_padding, groups
+        try:
+            return _transposed_geometry(*arguments, dilation)
+        except TypeError as error:
+            if "unhashable" not in str(error):
+                raise
+        hashable = map(_hashable, (*arguments, dilation))
+        return _transposed_geometry.__wrapped__(*hashable)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _transposed_geometry(
+    x_shape, weight_shape, stride, padding, output_padding, groups, dilation
+):
+    n, c, h, w = _shape(x_shape, "x_shape", "NCHW")
+    c_weight, k_group, r, s = _shape(weight_shape, "weight_shape", "CKRS")
+    groups = checked_size(groups, "groups", 1)
+    if c % groups:
+        raise ValueError(f"groups={groups} must divide the {c} input channels")
+    if c != c_weight:
+        raise ValueError(f"weight has {c_weight} input channels, x has {c}")
+    strides, dilations = pair(stride, "stride"), pair(dilation, "dilation")
+    extra = pair(output_padding, "output_padding", 0)
+    if isinstance(padding, str):
+        raise ValueError(
+            "padding of a transposed convolution must be an int, (h, w) or ((top, "
+            f"bottom), (left, right)), got {padding!r}"
+        )
+    extents = dilations[0] * (r - 1) + 1, dilations[1] * (s - 1) + 1
+    cut = _padding(padding, (h, w), extents, strides)
+    sizes, reached, inner = [], [], []
+    for i, size in enumerate((h, w)):
+        if extra[i] >= max(strides[i], dilations[i]):
+            raise ValueError(
+                "output_padding must be smaller than stride or dilation, got "
+                f"{extra[i]} with stride {strides[i]}, dilation {dilations[i]}"
+            )
+        before, after = cut[i]
+        full = (size - 1) * strides[i] + extents[i]
+        out = full - before - after + extra[i]
+        if out < 1:
+            raise ValueError(
+                f"padding of {before} and {after} leaves nothing of {full} pixels"
+            )
+        # output_padding first takes back what the padding cuts off, then adds
+        # pixels that no filter reaches
+        beyond = max(extra[i] - after, 0)
+        sizes.append(out)
+        reached.append(out - beyond)
+        inner.append((before, max(after - extra[i], 0)))
+    if min(reached) < 1:
+        raise ValueError(f"padding {shown(padding)} leaves nothing of the output")
+    y_shape = n, k_group * groups, sizes[0], sizes[1]
+    _check_product(y_shape, "the output")
+    conv = ConvGeometry.of(
+        (*y_shape[:2], *reached),
+        (c, k_group, r, s),
+        strides,
+        tuple(inner),
+        dilations,
+        groups,
+    )
+    return TransposedGeometry(y_shape, conv)
 
 
 class _PoolSizes(NamedTuple):
