@@ -30,6 +30,12 @@ from .pooling import (
 )
 from .prepared import PreparedConv2d, prepare_conv2d
 from .subsampling import subsample2d, subsample2d_backward
+from .transposed import (
+    conv_transpose2d,
+    conv_transpose2d_backward_bias,
+    conv_transpose2d_backward_input,
+    conv_transpose2d_backward_weight,
+)
 
 __all__ = [
     "PreparedConv2d",
@@ -39,6 +45,10 @@ __all__ = [
     "conv2d_backward_bias",
     "conv2d_backward_input",
     "conv2d_backward_weight",
+    "conv_transpose2d",
+    "conv_transpose2d_backward_bias",
+    "conv_transpose2d_backward_input",
+    "conv_transpose2d_backward_weight",
     "explain_conv2d",
     "linear",
     "linear_backward_bias",

@@ -1,11 +1,14 @@
-"""Linear maps: convolutions of images of one row, N pixels wide."""
+"""Linear maps: convolutions of images of one row, N pixels wide.
+
+The compiled passes take a matrix (N, C) for the image (1, C, 1, N) that it is.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .. import _conv
-from .._arrays import matrix, same_dtype, vector
+from .._arrays import contiguous, matrix, same_dtype, vector
 from .._geometry import ConvGeometry
 from ._checks import Array
 
@@ -17,8 +20,8 @@ __all__ = [
 ]
 
 
-def _as_row(x: Array) -> Array:
-    return x.T[None, :, None, :]
+def _geometry(n: int, c: int, k: int) -> ConvGeometry:
+    return ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -45,17 +48,17 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """
     x = matrix(x, "x", "(N, C)")
     weight = matrix(weight, "weight", "(K, C)")
-    if x.shape[1] != weight.shape[1]:
-        raise ValueError(f"weight has {weight.shape[1]} inputs, x has {x.shape[1]}")
+    n, c = x.shape
+    k, inputs = weight.shape
+    if c != inputs:
+        raise ValueError(f"weight has {inputs} inputs, x has {c}")
     if bias is not None:
-        bias = vector(bias, "bias", weight.shape[0], f"weight has {weight.shape[0]}")
-    same_dtype(x, "x", weight=weight, bias=bias)
-    y = np.empty((x.shape[0], weight.shape[0]), x.dtype)
-    if x.shape[0]:
-        row = _as_row(x)
-        w = np.ascontiguousarray(weight)[:, :, None, None]
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d(g, row, w, bias, _as_row(y))
+        bias = vector(bias, "bias", k, f"weight has {k}")
+    if x.dtype is not weight.dtype or not (bias is None or x.dtype is bias.dtype):
+        same_dtype(x, "x", weight=weight, bias=bias)
+    y = np.empty((n, k), x.dtype)
+    if n:
+        _conv.conv2d(_geometry(n, c, k), x, contiguous(weight), bias, y)
     return y
 
 
@@ -63,17 +66,16 @@ def linear_backward_input(grad_y: Array, weight: Array) -> Array:
     """Gradient of `linear` in its input: ``grad_y @ weight``, (N, C)."""
     grad_y = matrix(grad_y, "grad_y", "(N, K)")
     weight = matrix(weight, "weight", "(K, C)")
-    if grad_y.shape[1] != weight.shape[0]:
-        raise ValueError(
-            f"weight has {weight.shape[0]} outputs, grad_y has {grad_y.shape[1]}"
-        )
-    same_dtype(grad_y, "grad_y", weight=weight)
-    grad_x = np.empty((grad_y.shape[0], weight.shape[1]), grad_y.dtype)
-    if grad_y.shape[0]:
-        w = np.ascontiguousarray(weight)[:, :, None, None]
-        row = _as_row(grad_x)
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d_backward_input(g, _as_row(grad_y), w, row)
+    n, k = grad_y.shape
+    outputs, c = weight.shape
+    if k != outputs:
+        raise ValueError(f"weight has {outputs} outputs, grad_y has {k}")
+    if grad_y.dtype is not weight.dtype:
+        same_dtype(grad_y, "grad_y", weight=weight)
+    grad_x = np.empty((n, c), grad_y.dtype)
+    if n:
+        g = _geometry(n, c, k)
+        _conv.conv2d_backward_input(g, grad_y, contiguous(weight), grad_x)
     return grad_x
 
 
@@ -81,15 +83,15 @@ def linear_backward_weight(grad_y: Array, x: Array) -> Array:
     """Gradient of `linear` in its weight: ``grad_y.T @ x``, (K, C)."""
     grad_y = matrix(grad_y, "grad_y", "(N, K)")
     x = matrix(x, "x", "(N, C)")
-    if grad_y.shape[0] != x.shape[0]:
-        raise ValueError(f"grad_y has {grad_y.shape[0]} rows, x has {x.shape[0]}")
-    same_dtype(grad_y, "grad_y", x=x)
-    grad_weight = np.zeros((grad_y.shape[1], x.shape[1]), x.dtype)
-    if x.shape[0]:
-        row = _as_row(x)
-        w = grad_weight[:, :, None, None]
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d_backward_weight(g, _as_row(grad_y), row, w)
+    rows, k = grad_y.shape
+    n, c = x.shape
+    if rows != n:
+        raise ValueError(f"grad_y has {rows} rows, x has {n}")
+    if grad_y.dtype is not x.dtype:
+        same_dtype(grad_y, "grad_y", x=x)
+    grad_weight = np.zeros((k, c), x.dtype)
+    if n:
+        _conv.conv2d_backward_weight(_geometry(n, c, k), grad_y, x, grad_weight)
     return grad_weight
 
 
@@ -98,5 +100,5 @@ def linear_backward_bias(grad_y: Array) -> Array:
     grad_y = matrix(grad_y, "grad_y", "(N, K)")
     grad_bias = np.zeros(grad_y.shape[1], grad_y.dtype)
     if grad_y.shape[0]:
-        _conv.conv2d_backward_bias(_as_row(grad_y), grad_bias)
+        _conv.conv2d_backward_bias(grad_y, grad_bias)
     return grad_bias

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import _conv
-from .._arrays import floats, images, result, same_dtype, vector
+from .._arrays import checked_out, floats, images, new_like, same_dtype, vector
 from .._geometry import ConvGeometry, shown
 from ._checks import Array, Padding, Size, check_shape
 
@@ -72,7 +72,11 @@ class PreparedConv2d:
         x, single = images(x, "x")
         check_shape(x, "x", self._geometry.x_shape)
         same_dtype(self._weight, "weight", x=x)
-        y = result(out, self._geometry.y_shape, x, single, x=x)
+        shape = self._geometry.y_shape
+        if out is None:
+            y = new_like(x, shape)
+        else:
+            y = checked_out(out, shape, x, single, x=x)
         _conv.conv2d(
             self._geometry, x, self._weight, self._bias, y, self._relu, self._packed
         )
