@@ -3,8 +3,10 @@
 from . import _openmp  # noqa: I001, F401  before anything that loads OpenMP
 from . import functional, schedules, zoo
 from ._machine import (
+    get_flush_subnormals,
     get_num_threads,
     get_precision,
+    set_flush_subnormals,
     set_num_threads,
     set_precision,
     show_config,
@@ -120,12 +122,14 @@ __all__ = [
     "evaluate",
     "fit",
     "functional",
+    "get_flush_subnormals",
     "get_num_threads",
     "get_precision",
     "gradcheck",
     "load",
     "save",
     "schedules",
+    "set_flush_subnormals",
     "set_num_threads",
     "set_precision",
     "show_config",

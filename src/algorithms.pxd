@@ -98,6 +98,7 @@ cdef inline int correlate(
     """Run the whole correlation; 0, or -1 if scratch memory ran out."""
     cdef isize panels, per_pass, size, depth
     cdef char *shared
+    cdef int failed
     c.kernels = kernels_for(runtime, c.src.itemsize)
     size = c.kernels.itemsize
     if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
@@ -146,9 +147,10 @@ cdef inline int correlate(
                 c.end = CNN_LINEAR
                 if c.depth0 + depth >= c.depth:
                     c.end = c.activation
-                if run_pass(runtime, c):
+                failed = run_pass(runtime, c)
+                if failed:
                     runtime.give(shared)
-                    return -1
+                    return failed
                 c.depth0 += depth
             c.block0 = c.block1
         c.group0 = c.group1
@@ -189,6 +191,7 @@ cdef inline int run_pass(
         <double> groups * min(c.outs, count * c.block) * c.depth * c.weight_taps)
     cdef double work = weights * c.dst.n * c.dst.h * c.dst.w
     cdef isize tasks = boxes(&c.grid) * groups
+    cdef int failed
     if c.algorithm == PLANES:
         if not weights_as_they_lie(c):
             for group in range(c.group0, c.group1):
@@ -201,13 +204,15 @@ cdef inline int run_pass(
     # few boxes: several tasks share a box's pixels, each with its own blocks
     c.splits = min(count, max(1, ceil_div(8, tasks)))
     if c.algorithm == WINOGRAD:
-        if runtime.run(winograd_pack_task, c, groups * count,
-                       winograd_pack_bytes(c), 8 * weights):
-            return -1
+        failed = runtime.run(winograd_pack_task, c, groups * count,
+                             winograd_pack_bytes(c), 8 * weights)
+        if failed:
+            return failed
         return runtime.run(winograd_task, c, tasks * c.splits,
                            winograd_space_of(c).total, work)
-    if runtime.run(direct_pack_task, c, groups * count, 0, 4 * weights):
-        return -1
+    failed = runtime.run(direct_pack_task, c, groups * count, 0, 4 * weights)
+    if failed:
+        return failed
     c.around = band_of(&c.grid, &c.taps, c.depth_now)
     offsets_of_taps(c)
     return runtime.run(direct_task, c, tasks * c.splits,
