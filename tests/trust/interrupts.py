@@ -1,7 +1,8 @@
 """How long Ctrl-C takes to end one long call: every operator, on one thread.
 
-Usage, from the folder tests: python -m trust.interrupts BYTES [NAME...]
-with BYTES the size of the images, 2e9 for the largest that is promised.
+Usage, from the folder tests: python -m trust.interrupts BYTES [KIND...]
+with BYTES the size of the images, 2e9 for the largest that is promised, and KIND some
+of the names below.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from trust.workload import Call
@@ -40,7 +42,7 @@ POOLINGS: dict[str, tuple] = {
     "one plane, 3x3": (1, 3, {"stride": 1, "padding": 1}, None),
     "3x3": (64, 3, {"stride": 1, "padding": 1}, 112),
     "3x3, stride 2": (64, 3, {"stride": 2, "padding": 1}, 112),
-    "large window": (4, 99, {"stride": 1}, 700),
+    "large window": (4, 99, {"stride": 1}, 300),
 }
 
 
@@ -107,17 +109,17 @@ def _others(size: float) -> Iterator[tuple[str, Call]]:
     yield "wide linear", lambda: F.linear(wide, w)
 
 
-def calls(size: float) -> Iterator[tuple[str, Call]]:
-    """Every operator on images of about `size` bytes; the last one's are freed."""
-    for last in (False, True):
-        order = ", channels last" if last else ""
-        for name in CONVOLUTIONS:
-            for what, call in _convolution(size, name, last):
-                yield f"{name}{order}: {what}", call
-        for name in POOLINGS:
-            for what, call in _pooling(size, name, last):
-                yield f"{name}{order}: {what}", call
-    yield from _others(size)
+def calls(size: float, wanted: list[str]) -> Iterator[tuple[str, Call]]:
+    """The operators on images of about `size` bytes, one kind of images at a time."""
+    kinds: dict[str, Callable[[], Iterator[tuple[str, Call]]]] = {}
+    for order, last in (("", False), (", channels last", True)):
+        kinds |= {k + order: partial(_convolution, size, k, last) for k in CONVOLUTIONS}
+        kinds |= {k + order: partial(_pooling, size, k, last) for k in POOLINGS}
+    kinds["others"] = partial(_others, size)
+    for kind, build in kinds.items():
+        if not wanted or kind in wanted:
+            for what, call in build():
+                yield f"{kind}: {what}", call
 
 
 def timed(call: Call) -> float:
@@ -126,8 +128,8 @@ def timed(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def latency(call: Call, after: float) -> float | None:
-    """Seconds from a signal that comes `after` seconds to the exception, if one."""
+def latency(call: Call, after: float) -> float:
+    """Seconds from a signal that comes `after` seconds to its exception."""
     sent = 0.0
 
     def send() -> None:
@@ -149,18 +151,22 @@ def latency(call: Call, after: float) -> float | None:
     raise AssertionError("Ctrl-C was lost")
 
 
-def main(size: float, names: list[str]) -> None:
+def main(size: float, wanted: list[str]) -> None:
     cnn_ext.set_num_threads(1)
+    # a job in the background inherits a Ctrl-C that is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worst = 0.0
-    for name, call in calls(size):
-        if names and not any(wanted in name for wanted in names):
-            continue
+    for name, call in calls(size, wanted):
         whole = min(timed(call), timed(call))
-        found = max(latency(call, whole * part) for part in (0.1, 0.5))
+        for _ in range(3):  # a machine that is busy elsewhere gets another try
+            found = max(latency(call, whole * part) for part in (0.1, 0.5))
+            if found <= BOUND:
+                break
         worst = max(worst, found)
-        mark = "" if found <= BOUND else "  <<<"
-        print(f"{name:40} {whole:8.3f} s {1e3 * found:6.0f} ms{mark}", flush=True)
+        print(f"{name:45} {whole:7.3f} s {1e3 * found:5.0f} ms", flush=True)
     print(f"worst {1e3 * worst:.0f} ms")
+    if worst > BOUND:
+        sys.exit(f"Ctrl-C took more than {1e3 * BOUND:.0f} ms")
 
 
 if __name__ == "__main__":
