@@ -18,7 +18,7 @@ from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
 from kernels cimport (
-    CNN_LINEAR, CNN_RELU, CNN_RUNTIME, cnn_runtime, isize, kernels_for,
+    CNN_LINEAR, CNN_RELU, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
 from weight_gradient cimport gradient_of_weight, sum_channels
 
@@ -164,7 +164,10 @@ cdef int run_backward_input(
     for py in range(min(g.stride_h, g.h)):
         for px in range(min(g.stride_w, g.w)):
             c = backward_of(g, &tables, grad_y, weight, grad_x, py, px)
-            failed |= correlate(runtime, &c)
+            failed = correlate(runtime, &c)
+            if failed:
+                free(tables.memory)
+                return failed
     free(tables.memory)
     return failed
 
@@ -176,6 +179,7 @@ cdef gradient_of_weight gradient_of(
     cdef gradient_of_weight w
     list_taps(&w.taps, tables, g, 0, 0, False)
     w.x, w.grad_y, w.grad_weight = x, grad_y, grad_weight
+    w.interrupted = runtime.interrupted
     w.groups, w.channels, w.filters = g.groups, g.c // g.groups, g.k // g.groups
     w.exchanged = False
     return w
@@ -225,8 +229,7 @@ def conv2d(object sizes, x, weight, bias, y, bint relu=False, prepared=None):
         PyBuffer_Release(&vb)
     if prepared is not None:
         PyBuffer_Release(&vp)
-    if failed:
-        raise MemoryError("conv2d: no memory for its scratch space")
+    check(failed, "conv2d")
 
 
 def prepare_conv2d(object sizes, weight, bias, bint channels_last, prepared=None):
@@ -265,8 +268,7 @@ def prepare_conv2d(object sizes, weight, bias, bint channels_last, prepared=None
             PyBuffer_Release(&vb)
     PyBuffer_Release(&vw)
     free(tables.memory)
-    if failed:
-        raise MemoryError("prepare_conv2d: no memory for its scratch space")
+    check(failed, "prepare_conv2d")
     return size
 
 
@@ -284,8 +286,7 @@ def conv2d_backward_input(object sizes, grad_y, weight, grad_x):
     PyBuffer_Release(&vg)
     PyBuffer_Release(&vw)
     PyBuffer_Release(&vx)
-    if failed:
-        raise MemoryError("conv2d_backward_input: no memory for its scratch space")
+    check(failed, "conv2d_backward_input")
 
 
 def conv2d_backward_weight(object sizes, grad_y, x, grad_weight):
@@ -302,8 +303,7 @@ def conv2d_backward_weight(object sizes, grad_y, x, grad_weight):
     PyBuffer_Release(&vg)
     PyBuffer_Release(&vx)
     PyBuffer_Release(&vw)
-    if failed:
-        raise MemoryError("conv2d_backward_weight: no memory for its scratch space")
+    check(failed, "conv2d_backward_weight")
 
 
 def conv2d_backward_bias(grad_y, grad_bias):
@@ -316,8 +316,7 @@ def conv2d_backward_bias(grad_y, grad_bias):
         failed = sum_channels(runtime, image_of(&vg), <char *> vb.buf)
     PyBuffer_Release(&vg)
     PyBuffer_Release(&vb)
-    if failed:
-        raise MemoryError("conv2d_backward_bias: no memory for its scratch space")
+    check(failed, "conv2d_backward_bias")
 
 
 cdef image dense_image(

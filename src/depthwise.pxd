@@ -100,6 +100,8 @@ cdef inline void depthwise_gradient_task(
         at[t] = band_offset(&around, &w.taps, t)
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
                    (part.chunk + 1) * boxes(&w.grid) // w.chunks):
+        if w.interrupted():
+            return
         where = box_at(&w.grid, b)
         fill_band(pixels, &around, &where, &w.taps, w.kernels, &w.x, part.channel0,
                   part.channels)

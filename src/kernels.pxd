@@ -167,9 +167,20 @@ cdef extern from "runtime.h" nogil:
         const cnn_kernel_set *set
         int threads
         int strict
+        int flush
         int (*run)(cnn_task, void *, isize, size_t, double) noexcept nogil
         void *(*take)(size_t) noexcept nogil
         void (*give)(void *) noexcept nogil
+        unsigned long long (*enter)(int) noexcept nogil
+        void (*leave)(unsigned long long) noexcept nogil
+        int (*interrupted)() noexcept nogil
+
+    cdef enum:
+        CNN_NO_MEMORY
+        CNN_INTERRUPTED
+
+    ctypedef struct cnn_guest:
+        pass
 
     const char *CNN_RUNTIME
     void *cnn_take(size_t)
@@ -177,6 +188,21 @@ cdef extern from "runtime.h" nogil:
     size_t cnn_scratch_held()
     void cnn_watch_forks()
     int cnn_is_fork_child()
+    unsigned long long cnn_enter(int)
+    void cnn_leave(unsigned long long)
+    cnn_guest cnn_begin(int *, int (*)() noexcept nogil, int)
+    void cnn_end(cnn_guest)
+    int cnn_interrupted()
+    void cnn_work(cnn_task, void *, isize, char *)
+
+
+# After a pass: nothing, or its exception. An interrupt's own is set already.
+cdef inline int check(int failed, str what) except -1:
+    if failed == CNN_INTERRUPTED:
+        return -1
+    if failed:
+        raise MemoryError(f"{what}: no memory for its scratch space")
+    return 0
 
 
 cdef inline void run_tile(

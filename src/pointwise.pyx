@@ -8,7 +8,7 @@ from cnn_ext import _runtime
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from geometry cimport Py_buffer, PyBuffer_Release, ceil_div, hold
-from kernels cimport CNN_RUNTIME, cnn_kernels, cnn_runtime, isize, kernels_for
+from kernels cimport CNN_RUNTIME, check, cnn_kernels, cnn_runtime, isize, kernels_for
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
@@ -60,8 +60,7 @@ cdef int run(pointwise *p, object to, object x, object y) except -1:
     PyBuffer_Release(&vt)
     PyBuffer_Release(&vx)
     PyBuffer_Release(&vy)
-    if failed:
-        raise MemoryError("no memory for scratch space")
+    check(failed, "activation")
     return 0
 
 

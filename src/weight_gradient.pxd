@@ -25,6 +25,8 @@ cdef enum:
     SUM_BYTES = 640 << 10
     COPY_BYTES = 1 << 20
     CHUNKS_BYTES = 4 << 20
+    # pixels that are summed at a stretch for the gradient of a bias
+    STRETCH = 1 << 20
 
 
 # A task's part of the sum.
@@ -43,6 +45,7 @@ cdef struct gradient_of_weight:
     isize groups, channels, filters     # of one group
     tap_list taps
     bint exchanged                      # x and grad_y, channels and filters: exchange
+    int (*interrupted)() noexcept nogil
 
     # what the geometry leads to
     int algorithm
@@ -312,6 +315,8 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
     q.a_move = w.taps.sy * (w.x.step_h if w.x_lies else around.row_step)
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
                    (part.chunk + 1) * boxes(&w.grid) // w.chunks):
+        if w.interrupted():
+            return
         where = box_at(&w.grid, b)
         run = where.j1 - where.j0
         pixels = (where.n1 - where.n0) * (where.i1 - where.i0) * run
@@ -486,13 +491,14 @@ cdef struct channel_sum:
     image src
     char *dst
     isize some
+    int (*interrupted)() noexcept nogil
 
 
 cdef inline void sum_channels_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const channel_sum *s = <const channel_sum *> job
     cdef isize size = s.kernels.itemsize
     cdef isize c0 = task * s.some, channels = min(s.some, s.src.c - c0)
-    cdef isize n, y, rows = s.src.h, cols = s.src.w
+    cdef isize n, y, x, rows = s.src.h, cols = s.src.w, passed = 0
     cdef char *dst = s.dst + c0 * size
     if s.src.step_h == s.src.w * s.src.step_w:  # without gaps: one long row
         cols *= rows
@@ -501,9 +507,15 @@ cdef inline void sum_channels_task(void *job, isize task, char *scratch) noexcep
     for n in range(s.src.n):
         memset(scratch, 0, channels * size)
         for y in range(rows):
-            s.kernels.sum_rows(
-                scratch, pixel(&s.src, n, c0, y, 0), s.src.step_c, s.src.step_w,
-                channels, cols)
+            for x in range(ceil_div(cols, STRETCH)):
+                passed += min(cols, STRETCH)
+                if passed > STRETCH:
+                    passed = 0
+                    if s.interrupted():
+                        return
+                s.kernels.sum_rows(
+                    scratch, pixel(&s.src, n, c0, y, x * STRETCH), s.src.step_c,
+                    s.src.step_w, channels, min(cols - x * STRETCH, STRETCH))
         s.kernels.sum_rows(dst, scratch, 1, 0, channels, 1)
 
 
@@ -513,6 +525,7 @@ cdef inline int sum_channels(
     cdef channel_sum s
     s.kernels = kernels_for(runtime, src.itemsize)
     s.src, s.dst = src, dst
+    s.interrupted = runtime.interrupted
     s.some = 4 * s.kernels.lanes
     if src.step_c != 1:
         s.some = max(1, src.c // 8)

@@ -101,6 +101,8 @@ cdef inline void winograd_gradient_task(
     q.a_next, q.a_move, q.a_step = 0, 0, channels
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
                    (part.chunk + 1) * boxes(&w.grid) // w.chunks):
+        if w.interrupted():
+            return
         where = box_at(&w.grid, b)
         fill_band(
             scratch + s.x, &s.around_x, &where, &patch, kernels, &w.x,
