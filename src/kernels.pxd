@@ -25,6 +25,13 @@ cdef extern from "table.h" nogil:
         const void *bias
         int start, activation
 
+    ctypedef struct cnn_depthwise:
+        isize rows, cols
+        const void *const *x
+        const isize *dx
+        const isize *tap
+        isize stride, width, x_step, y_step, channels, first, last
+
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
         const isize *first
@@ -96,11 +103,10 @@ cdef extern from "table.h" nogil:
         const cnn_plane_kernel *plane_tile
         const cnn_dot_kernel *dot_tile
         void (*depthwise)(
-            void *, isize, const void *, isize, const isize *, isize, const void *,
-            isize, isize, const void *, int) noexcept nogil
+            const cnn_depthwise *, void *, const void *, const void *, int
+        ) noexcept nogil
         void (*depthwise_gradient)(
-            void *, const void *, isize, const void *, isize, const isize *, isize,
-            isize, isize) noexcept nogil
+            const cnn_depthwise *, void *, const void *) noexcept nogil
         const cnn_winograd *winograd
         void (*relu)(void *, const void *, isize) noexcept nogil
         void (*relu_backward)(
