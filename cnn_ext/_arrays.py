@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
+from . import _runtime
+
 __all__ = ["checked_out", "images", "matrix", "new_like", "same_dtype", "vector"]
 
 Array = np.ndarray[Any, Any]
+# A cache line, and bytes from which an array begins one (about 10 us of copying).
+LINE, ALIGNED_BYTES = 64, 65536
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -86,11 +91,25 @@ def is_channels_last(x: Array) -> bool:
 
 
 def empty(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> Array:
-    """New (N, C, H, W) array in either memory order."""
+    """New (N, C, H, W) array in either memory order.
+
+    From `ALIGNED_BYTES` on it begins a cache line: vectors of 64 bytes that cross
+    lines cost up to twice as much, and numpy aligns to 16 bytes only. Such an array
+    is a view of a buffer that is one line larger.
+    """
     if channels_last:
         n, c, h, w = shape
-        return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
-    return np.empty(shape, dtype)
+        return lines((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+    return lines(shape, dtype)
+
+
+def lines(shape: tuple[int, ...], dtype: Any, least: int = ALIGNED_BYTES) -> Array:
+    """New contiguous array; from `least` bytes on it begins a cache line."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < least:
+        return np.empty(shape, dtype)
+    buffer = np.empty(size + LINE, np.uint8)
+    return np.ndarray(shape, dtype, buffer, -_runtime.address(buffer) % LINE)
 
 
 def new_like(like: Array, shape: tuple[int, ...]) -> Array:

@@ -15,11 +15,10 @@ from kernels cimport (
     isize, kernels_for,
 )
 from depthwise cimport (
-    depthwise_gradient_space, depthwise_gradient_task, depthwise_pack,
-    depthwise_space, depthwise_task, plan_depthwise, plan_depthwise_gradient,
-    store_depthwise,
+    correlate_depthwise, depthwise_gradient_space, depthwise_gradient_task,
+    plan_depthwise_gradient, store_depthwise,
 )
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memset
 from planes_gradient cimport (
     dot_space_of, plan_planes_gradient, planes_gradient_task, store_planes,
 )
@@ -70,6 +69,13 @@ cdef inline const cnn_winograd *filtering(
     return f
 
 
+cdef inline bint is_depthwise(const correlation *c) noexcept nogil:
+    """One channel in and one out a group, channels last: whatever the taps are."""
+    return (
+        c.depth == 1 and c.outs == 1 and c.groups > 1
+        and c.src.step_c == 1 and c.dst.step_c == 1)
+
+
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs)
@@ -77,11 +83,10 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
         runtime, c.kernels, &c.taps, c.depth, c.outs, c.dst.n, c.dst.h, c.dst.w)
     if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
         return WINOGRAD
+    if is_depthwise(c):
+        return DEPTHWISE
     if c.taps.count == 0:
         return DIRECT
-    if (few == 1 and c.depth == c.outs and c.groups > 1
-            and c.src.step_c == 1 and c.dst.step_c == 1):
-        return DEPTHWISE
     if (c.outs >= 16 and not c.transposed and c.dst.n * c.dst.h * c.dst.w <= 64
             and c.depth * c.outs * c.taps.count >= 1 << 16):
         return COLUMNS
@@ -117,7 +122,6 @@ cdef inline weight_passes plan_correlation(
     c.algorithm = choose(runtime, c)
     c.depth_now = c.depth
     if c.algorithm == DEPTHWISE:
-        plan_depthwise(c)
         c.panel_bytes = 0
     elif c.algorithm == PLANES:
         plan_planes(c)
@@ -175,7 +179,7 @@ cdef inline int correlate(
         return 0
     p = plan_correlation(runtime, c)
     if c.algorithm == DEPTHWISE:
-        return correlate_depthwise(runtime, c)
+        return correlate_depthwise(runtime, c, 1, 1)
     prepared = c.prepared != NULL and is_prepared(c, &p)
     shared = <char *> runtime.take(
         offsets_bytes(c) + (0 if prepared else p.bytes))
@@ -253,30 +257,6 @@ cdef inline int prepare(
         if not failed:
             failed = pack_pass(runtime, c)
     runtime.give(c.to)
-    return failed
-
-
-cdef inline int correlate_depthwise(
-    const cnn_runtime *runtime, correlation *c
-) noexcept nogil:
-    cdef isize size = c.kernels.itemsize, lanes = c.kernels.lanes
-    cdef isize weights = aligned((c.groups * c.taps.count + lanes) * size)
-    cdef isize biases = aligned((c.groups + lanes) * size)
-    cdef int failed
-    c.panels = <char *> runtime.take(
-        weights + biases + c.taps.count * <isize> sizeof(isize))
-    if c.panels == NULL:
-        return -1
-    c.bias_panels = c.panels + weights
-    c.to = <isize *> (c.bias_panels + biases)
-    if c.bias != NULL:
-        memcpy(c.bias_panels, c.bias, c.groups * size)
-    depthwise_pack(c)
-    failed = runtime.run(
-        depthwise_task, c, boxes(&c.grid) * ceil_div(c.groups, c.gang),
-        depthwise_space(c),
-        <double> c.groups * c.dst.n * c.dst.h * c.dst.w * c.taps.count)
-    runtime.give(c.panels)
     return failed
 
 

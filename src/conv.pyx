@@ -10,10 +10,12 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
 
 from algorithms cimport (
-    choose, choose_gradient, correlate, prepare, prepared_bytes, weight_gradient,
+    choose, choose_gradient, correlate, is_depthwise, prepare, prepared_bytes,
+    weight_gradient,
 )
 from boxes cimport tap_list
 from correlate cimport COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
+from depthwise cimport correlate_depthwise
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
@@ -151,6 +153,31 @@ cdef correlation backward_of(
     return c
 
 
+cdef int run_depthwise_input(
+    const conv_geometry *g, image grad_y, const char *weight, image grad_x
+) noexcept nogil:
+    """All phases in one pass: their pixels are neighbours."""
+    cdef isize down = min(g.stride_h, g.h), across = min(g.stride_w, g.w), p
+    cdef isize made = 0
+    cdef int failed = -1
+    cdef tap_tables *tables = <tap_tables *> malloc(
+        down * across * (sizeof(tap_tables) + sizeof(correlation)))
+    cdef correlation *phase = <correlation *> (tables + down * across)
+    if tables == NULL:
+        return -1
+    while made < down * across and not make_tables(tables + made, g.r * g.s):
+        phase[made] = backward_of(
+            g, tables + made, grad_y, weight, grad_x, made // across, made % across)
+        phase[made].kernels = kernels_for(runtime, grad_x.itemsize)
+        made += 1
+    if made == down * across:
+        failed = correlate_depthwise(runtime, phase, down, across)
+    for p in range(made):
+        free(tables[p].memory)
+    free(tables)
+    return failed
+
+
 cdef int run_backward_input(
     const conv_geometry *g, image grad_y, const char *weight, image grad_x
 ) noexcept nogil:
@@ -161,6 +188,10 @@ cdef int run_backward_input(
     cdef int failed = 0
     if make_tables(&tables, g.r * g.s):
         return -1
+    c = backward_of(g, &tables, grad_y, weight, grad_x, 0, 0)
+    if is_depthwise(&c) and g.n > 0:
+        free(tables.memory)
+        return run_depthwise_input(g, grad_y, weight, grad_x)
     for py in range(min(g.stride_h, g.h)):
         for px in range(min(g.stride_w, g.w)):
             c = backward_of(g, &tables, grad_y, weight, grad_x, py, px)

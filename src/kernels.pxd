@@ -28,6 +28,13 @@ cdef extern from "table.h" nogil:
         int start, activation
         const void *next
 
+    ctypedef struct cnn_depthwise:
+        isize rows, cols
+        const void *const *x
+        const isize *dx
+        const isize *tap
+        isize stride, width, x_step, y_step, channels, first, last
+
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
         const isize *first
@@ -118,11 +125,10 @@ cdef extern from "table.h" nogil:
         const cnn_dot_kernel *dot_tile
         const cnn_gradient_kernel *gradient_tile
         void (*depthwise)(
-            void *, isize, const void *, isize, const isize *, isize, const void *,
-            isize, isize, const void *, int) noexcept nogil
+            const cnn_depthwise *, void *, const void *, const void *, int
+        ) noexcept nogil
         void (*depthwise_gradient)(
-            void *, const void *, isize, const void *, isize, const isize *, isize,
-            isize, isize) noexcept nogil
+            const cnn_depthwise *, void *, const void *) noexcept nogil
         const cnn_winograd *winograd
         void (*relu)(void *, const void *, isize) noexcept nogil
         void (*relu_backward)(

@@ -4,6 +4,7 @@
 import os
 import threading
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange
 
@@ -156,6 +157,16 @@ def is_debug_build():
 def scratch_held():
     """Bytes of scratch memory that are kept for the next call."""
     return cnn_scratch_held()
+
+
+def address(buffer):
+    """Where the memory of `buffer` begins."""
+    cdef Py_buffer view
+    cdef size_t start
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    start = <size_t> view.buf
+    PyBuffer_Release(&view)
+    return start
 
 
 def get_threads():

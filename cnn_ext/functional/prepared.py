@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import _conv
-from .._arrays import checked_out, floats, images, new_like, same_dtype, vector
+from .._arrays import checked_out, floats, images, lines, new_like, same_dtype, vector
 from .._geometry import ConvGeometry, shown
 from ._checks import Array, Padding, Size, check_shape
 
@@ -39,9 +39,7 @@ class PreparedConv2d:
         self._packed: Array | None = None
         self.nbytes = _conv.prepare_conv2d(geometry, weight, bias, channels_last)
         if self.nbytes:
-            room = np.empty(self.nbytes + 63, np.uint8)
-            start = -room.ctypes.data % 64
-            self._packed = room[start : start + self.nbytes]
+            self._packed = lines((self.nbytes,), np.uint8, 0)
             _conv.prepare_conv2d(geometry, weight, bias, channels_last, self._packed)
 
     @property

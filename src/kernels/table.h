@@ -102,6 +102,17 @@ typedef struct {
     void (*run[2])(const cnn_gradient_tile *);  /* [vectors - 1] */
 } cnn_gradient_kernel;
 
+/* Outputs [first, last) of a row, pixels of `channels` channels side by side. */
+typedef struct {
+    isize rows, cols;         /* of taps */
+    const void *const *x;     /* for each row of taps its source row, column 0 */
+    const isize *dx;          /* for each column of taps output 0's source column */
+    const isize *tap;         /* [row][col]: element of the tap's weights */
+    isize stride, width;      /* columns from output to output, columns there are */
+    isize x_step, y_step;     /* elements from pixel to pixel */
+    isize channels, first, last;
+} cnn_depthwise;
+
 /* `count` neighbouring outputs, each over a window of rows x cols pixels. */
 typedef struct {
     isize count, lane;        /* x advances by `lane` from output to output */
@@ -166,14 +177,13 @@ typedef struct {
     const cnn_plane_kernel *plane_tile;   /* by rising rows, ends with rows = 0 */
     const cnn_dot_kernel *dot_tile;       /* for few rows, then for more */
     const cnn_gradient_kernel *gradient_tile;  /* by falling rows, ends with rows = 0 */
-    /* one channel in and out: y[p] = bias + sum over taps x[p + at] * weight[tap],
-       weights and sums [tap][channel] */
-    void (*depthwise)(void *y, isize y_step, const void *x, isize x_step,
-                      const isize *at, isize taps, const void *weight,
-                      isize channels, isize count, const void *bias, int activation);
-    void (*depthwise_gradient)(void *sums, const void *grad_y, isize grad_y_step,
-                               const void *x, isize x_step, const isize *at,
-                               isize taps, isize channels, isize count);
+    /* y[first ...] = bias + sum over taps of x * weight; whole vectors of weight and
+       bias are read */
+    void (*depthwise)(const cnn_depthwise *, void *y, const void *weight,
+                      const void *bias, int activation);
+    /* sums[tap] += sum over the row of grad_y * x; whole vectors of sums */
+    void (*depthwise_gradient)(const cnn_depthwise *, void *sums,
+                               const void *grad_y);
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
     void (*relu)(void *y, const void *x, isize count);
