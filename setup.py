@@ -233,6 +233,7 @@ setup(
             "cdivision": True,
             "initializedcheck": DEBUG,
             "freethreading_compatible": True,
+            "autotestdict": False,  # no __test__ that stubs would have to name
         },
     ),
     cmdclass={"build_ext": BuildKernels},
