@@ -359,6 +359,7 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
                 else:
                     q.b = errors + n * run * (where.i1 - where.i0) * width * size
                     q.b_move, q.b_step = run * width, width
+                q.cols = q.c_step = width
                 run_tiles(w, &where, &q, part.channels, width, a, to,
                           &x_next, &errors_next)
                 to += rows * width * size
