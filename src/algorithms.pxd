@@ -18,6 +18,9 @@ from depthwise cimport (
     correlate_depthwise, depthwise_gradient_space, depthwise_gradient_task,
     plan_depthwise_gradient, store_depthwise,
 )
+from few_pixels cimport (
+    few_pixels, few_pixels_task, few_space_of, plan_few_pixels,
+)
 from libc.string cimport memcmp, memset
 from planes_gradient cimport (
     dot_space_of, plan_planes_gradient, planes_gradient_task, store_planes,
@@ -354,6 +357,10 @@ cdef inline int weight_gradient(
         scratch = winograd_gradient_space_of(
             w, w.some_channels, w.some_filters).total
         task = winograd_gradient_task
+    elif few_pixels(w):
+        plan_few_pixels(w)
+        scratch = few_space_of(w).total
+        task = few_pixels_task
     else:
         plan_gradient(w)
         scratch = space_of(w).total

@@ -22,7 +22,9 @@ from geometry cimport (
 from kernels cimport (
     CNN_LINEAR, CNN_RELU, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
-from weight_gradient cimport gradient_of_weight, sum_channels
+from weight_gradient cimport (
+    exchange, exchange_pays, gradient_of_weight, join_rows, sum_channels,
+)
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
@@ -213,6 +215,10 @@ cdef gradient_of_weight gradient_of(
     w.interrupted = runtime.interrupted
     w.groups, w.channels, w.filters = g.groups, g.c // g.groups, g.k // g.groups
     w.exchanged = False
+    join_rows(&w)
+    if exchange_pays(&w):
+        exchange(&w)
+        list_taps(&w.taps, tables, g, 0, 0, True)
     return w
 
 

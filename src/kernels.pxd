@@ -93,12 +93,13 @@ cdef extern from "table.h" nogil:
         isize left, run, of_run, jump, row, of_row, row_jump
 
     ctypedef struct cnn_gradient_tile:
-        isize rows, batches, depth
+        isize rows, cols, batches, depth
         const void *const *a
         isize a_from, a_move, a_step
         const void *b
         isize b_move, b_step
         void *c
+        isize c_step
         int start
         cnn_lines *next
 

@@ -364,6 +364,7 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
                 else:
                     q.b = errors + n * run * (where.i1 - where.i0) * width * size
                     q.b_move, q.b_step = run * width, width
+                q.cols = q.c_step = width
                 run_tiles(w, &where, &q, part.channels, width, a, to,
                           &x_next, &errors_next)
                 to += rows * width * size
@@ -421,6 +422,27 @@ cdef inline void join_rows(gradient_of_weight *w) noexcept nogil:
             rows_to_columns(&w.grad_y)
 
 
+cdef inline bint exchange_pays(const gradient_of_weight *w) noexcept nogil:
+    """Whether filters are better the rows of tiles, and channels their vectors.
+
+    The sum over pixels p of grad_y[p] x[p + d] is that of x[p] grad_y[p - d].
+    """
+    # vectors of filters would stay half empty
+    if w.filters < 16 <= w.channels:
+        return w.taps.sy == 1 and w.taps.sx == 1
+    # planes: vectors have to be turned, rows are read as they lie
+    return (
+        w.taps.count == 1 and w.taps.sy == 1 and w.taps.sx == 1
+        and w.x.step_w == 1 and w.grad_y.step_w == 1 and 16 <= w.channels < w.filters)
+
+
+cdef inline void exchange(gradient_of_weight *w) noexcept nogil:
+    """Exchange the operands; the caller lists the taps the other way round."""
+    w.exchanged = True
+    w.x, w.grad_y = w.grad_y, w.x
+    w.channels, w.filters = w.filters, w.channels
+
+
 cdef inline bint one_run(const image *i) noexcept nogil:
     return i.step_h == i.w * i.step_w
 
@@ -437,7 +459,6 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
     cdef const cnn_kernels *kernels = w.kernels
     cdef isize size = kernels.itemsize, lanes = kernels.lanes, pixels
     cdef isize chunks, parts, share
-    join_rows(w)
     w.padded = (
         w.taps.dy_min < 0 or w.taps.dx_min < 0
         or (w.grad_y.h - 1) * w.taps.sy + w.taps.dy_max >= w.x.h

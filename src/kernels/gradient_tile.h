@@ -35,11 +35,17 @@ static void TILE(const cnn_gradient_tile *q)
     *q->next = next;
     UNROLL for (int i = 0; i < ROWS; i++) {
         if (i >= q->rows) break;
-        REAL *c = (REAL *)q->c + i * NV * LANES;
+        REAL *c = (REAL *)q->c + i * q->c_step;
         UNROLL for (int v = 0; v < NV; v++) {
+            isize left = q->cols - v * LANES;
             VEC sum = acc[i][v];
-            if (q->start == CNN_ADD) sum += FN(load)(c + v * LANES);
-            FN(store)(c + v * LANES, sum);
+            if (left >= LANES) {
+                if (q->start == CNN_ADD) sum += FN(load)(c + v * LANES);
+                FN(store)(c + v * LANES, sum);
+            } else if (left > 0) {
+                if (q->start == CNN_ADD) sum += FN(load_part)(c + v * LANES, left);
+                FN(store_part)(c + v * LANES, sum, left);
+            }
         }
     }
 }

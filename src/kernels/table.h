@@ -84,15 +84,16 @@ typedef struct {
     isize row, of_row, row_jump;
 } cnn_lines;
 
-/* C[rows x vectors * lanes] = (C) + sum over batches and k < depth of A(i, k) B(k, j),
- * A by row pointers, B and C rows of vectors, C's without gaps. */
+/* C[rows x cols] = (C) + sum over batches and k < depth of A(i, k) B(k, j), A by row
+ * pointers, B and C rows of vectors. */
 typedef struct {
-    isize rows, batches, depth;
+    isize rows, cols, batches, depth;
     const void *const *a;     /* each of the kernel's rows must be readable */
     isize a_from, a_move, a_step;
     const void *b;
     isize b_move, b_step;
     void *c;
+    isize c_step;
     int start;
     cnn_lines *next;
 } cnn_gradient_tile;
