@@ -89,9 +89,7 @@ def test_ctrl_c_ends_training_with_whole_steps(large, delay):
 
 
 @pytest.mark.skipif(not POSIX, reason="sends the signal as POSIX does")
-@pytest.mark.parametrize(
-    "size, kind", [(2e7, "winograd"), (4e7, "one plane, 3x3")]
-)
+@pytest.mark.parametrize("size, kind", [(2e7, "winograd"), (4e7, "one plane, 3x3")])
 def test_ctrl_c_ends_a_long_call(size, kind):
     said = run("-m", "trust.interrupts", str(size), kind, OMP_NUM_THREADS="1").stdout
     assert "worst" in said
