@@ -1,4 +1,15 @@
-"""Linear maps: convolutions of images of one row, N pixels wide."""
+"""Linear maps: convolutions with one tap of images of one row.
+
+Which of the two operands are the pixels is a matter of speed:
+
+| pass | pixels | filters | |
+|---|---|---|---|
+| forward | rows of x | weight | |
+| forward, one row | - | - | a dot product with each row of weight |
+| gradient of x | columns of weight | grad_y | |
+| gradient of weight | rows of x and grad_y | - | a sum over pixels |
+| the same, few rows or outputs | columns of x | grad_y transposed | a convolution |
+"""
 
 from __future__ import annotations
 
@@ -16,9 +27,33 @@ __all__ = [
     "linear_backward_weight",
 ]
 
+# Below this many rows or columns vectors over them stay half empty.
+_FEW = 16
 
-def _as_row(x: Array) -> Array:
+
+def as_row(x: Array) -> Array:
+    """A matrix as one image: a pixel a row."""
     return x.T[None, :, None, :]
+
+
+def as_planes(x: Array) -> Array:
+    """A matrix as one image: a channel a row, a pixel a column."""
+    return x[None, :, None, :]
+
+
+def as_filters(x: Array) -> Array:
+    """A matrix as filters of one tap: a filter a row."""
+    return x[:, :, None, None]
+
+
+def by_dots(n: int) -> bool:
+    """Whether the forward pass is a dot product with each row of the weights."""
+    return n == 1
+
+
+def by_columns(n: int, k: int) -> bool:
+    """Whether pixels are columns of x in the gradient of the weights."""
+    return n < _FEW or k < _FEW
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -51,11 +86,17 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
         bias = vector(bias, "bias", weight.shape[0], f"weight has {weight.shape[0]}")
     same_dtype(x, "x", weight=weight, bias=bias)
     y = np.empty((x.shape[0], weight.shape[0]), x.dtype)
-    if x.shape[0]:
-        row = _as_row(x)
-        w = np.ascontiguousarray(weight)[:, :, None, None]
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d(g, row, w, bias, _as_row(y))
+    (n, c), k = x.shape, weight.shape[0]
+    if by_dots(n):
+        # y[N x K] = x[N x C] . weight^T: a gradient of weights over C pixels
+        g = ConvGeometry.of((1, k, 1, c), (n, k, 1, 1))
+        _conv.conv2d_backward_weight(g, as_planes(x), as_planes(weight), as_filters(y))
+        if bias is not None:
+            y += bias
+    elif n:
+        g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
+        w = as_filters(np.ascontiguousarray(weight))
+        _conv.conv2d(g, as_row(x), w, bias, as_row(y))
     return y
 
 
@@ -68,12 +109,12 @@ def linear_backward_input(grad_y: Array, weight: Array) -> Array:
             f"weight has {weight.shape[0]} outputs, grad_y has {grad_y.shape[1]}"
         )
     same_dtype(grad_y, "grad_y", weight=weight)
-    grad_x = np.empty((grad_y.shape[0], weight.shape[1]), grad_y.dtype)
-    if grad_y.shape[0]:
-        w = np.ascontiguousarray(weight)[:, :, None, None]
-        row = _as_row(grad_x)
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d_backward_input(g, _as_row(grad_y), w, row)
+    n, (k, c) = grad_y.shape[0], weight.shape
+    grad_x = np.empty((n, c), grad_y.dtype)
+    if n:
+        g = ConvGeometry.of((1, k, 1, c), (n, k, 1, 1))
+        filters = as_filters(np.ascontiguousarray(grad_y))
+        _conv.conv2d(g, as_planes(weight), filters, None, as_planes(grad_x))
     return grad_x
 
 
@@ -84,12 +125,16 @@ def linear_backward_weight(grad_y: Array, x: Array) -> Array:
     if grad_y.shape[0] != x.shape[0]:
         raise ValueError(f"grad_y has {grad_y.shape[0]} rows, x has {x.shape[0]}")
     same_dtype(grad_y, "grad_y", x=x)
-    grad_weight = np.zeros((grad_y.shape[1], x.shape[1]), x.dtype)
-    if x.shape[0]:
-        row = _as_row(x)
-        w = grad_weight[:, :, None, None]
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d_backward_weight(g, _as_row(grad_y), row, w)
+    (n, c), k = x.shape, grad_y.shape[1]
+    grad_weight = np.zeros((k, c), x.dtype)
+    if n and by_columns(n, k):
+        g = ConvGeometry.of((1, n, 1, c), (k, n, 1, 1))
+        filters = as_filters(np.ascontiguousarray(grad_y.T))
+        _conv.conv2d(g, as_planes(x), filters, None, as_planes(grad_weight))
+    elif n:
+        g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
+        rows = as_row(grad_y), as_row(x)
+        _conv.conv2d_backward_weight(g, *rows, as_filters(grad_weight))
     return grad_weight
 
 
@@ -98,5 +143,5 @@ def linear_backward_bias(grad_y: Array) -> Array:
     grad_y = matrix(grad_y, "grad_y", "(N, K)")
     grad_bias = np.zeros(grad_y.shape[1], grad_y.dtype)
     if grad_y.shape[0]:
-        _conv.conv2d_backward_bias(_as_row(grad_y), grad_bias)
+        _conv.conv2d_backward_bias(as_row(grad_y), grad_bias)
     return grad_bias
