@@ -15,7 +15,21 @@ typedef ptrdiff_t isize;
 
 /* what a tile starts from; a bias is for each column, or for each row */
 enum { CNN_ZERO, CNN_ADD, CNN_BIAS, CNN_BIAS_ROWS };
-enum { CNN_LINEAR, CNN_RELU };                    /* what a tile ends with */
+/* what a pass ends with; tiles know the first two */
+enum { CNN_LINEAR, CNN_RELU, CNN_RELU6 };
+/* the passes element by element */
+enum {
+    CNN_ACT_RELU,
+    CNN_ACT_RELU6,
+    CNN_ACT_LEAKY,
+    CNN_ACT_ELU,
+    CNN_ACT_SIGMOID,
+    CNN_ACT_TANH,
+    CNN_ACT_SILU,
+    CNN_ACT_HARDSWISH,
+    CNN_ACT_GELU,
+    CNN_ACTIVATIONS
+};
 
 /* C[rows x cols] = start + sum over batches b and k < depth of A_b(i, k) B_b(k, j)
  *
@@ -129,6 +143,18 @@ typedef struct {
     double scale;
 } cnn_share;
 
+/* How a softmax and its cross-entropy are weighted. */
+typedef struct {
+    const double *weights;    /* of each class, or NULL */
+    double keep;              /* 1 - smoothing */
+    double share;             /* smoothing / classes: what every class gets */
+    double all_shares;        /* its sum over the classes, weighted */
+    double factor;            /* on the gradient */
+    int64_t ignored;
+} cnn_cross_entropy;
+
+enum { CNN_SGD, CNN_ADAM, CNN_RMSPROP, CNN_UPDATES };
+
 /* Winograd's minimal filtering F(m x m, r x r) on patches of CNN_POINTS^2 pixels.
  *
  * Each function handles one patch (or one channel of weights); `step` is the
@@ -187,11 +213,31 @@ typedef struct {
                                const void *grad_y);
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
-    void (*relu)(void *y, const void *x, isize count);
-    void (*relu_backward)(void *grad_x, const void *grad_y, const void *y,
-                          isize count);
-    void (*quadratic_backward)(void *grad_x, const void *grad_y, const void *y,
-                               isize count, double a, double b, double c);
+    /* by CNN_ACT_...; y may be x, grad_x may be grad_y or kept, which is y, or x where
+       the delta is no function of y */
+    void (*const *activation)(void *y, const void *x, isize count, double a, double b);
+    void (*const *delta)(void *grad_x, const void *grad_y, const void *kept,
+                         isize count, double a, double b, double c);
+    void (*add)(void *y, const void *a, const void *b, isize count, int activation);
+    void (*moments)(double *mean, double *square, const void *x, isize rows,
+                    isize cols, int each, isize before, void *scratch);
+    void (*normalize)(void *y, const void *x, const void *residual, const void *a,
+                      const void *b, isize rows, isize cols, int each, int activation);
+    void (*error_sums)(double *sums, double *products, const void *grad_y,
+                       const void *x, const void *mean, const void *a, const void *b,
+                       isize rows, isize cols, int each, int activation, void *scratch);
+    void (*normalize_backward)(void *grad_x, const void *grad_y, const void *x,
+                               const void *of, isize step, isize rows, isize cols,
+                               int each, int activation);
+    /* an optimiser's step on `count` elements: p, g and what is kept beside p */
+    void (*const *update)(void *p, const void *g, void *const *kept, isize count,
+                          const double *rule);
+    double (*sum_squares)(const void *x, isize count);
+    void (*scale_by)(void *x, isize count, double factor);
+    void (*clip)(void *x, isize count, double limit);
+    void (*cross_entropy)(void *grad_y, void *losses, const void *y,
+                          const int64_t *labels, isize rows, isize classes,
+                          const cnn_cross_entropy *);
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);
     void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,

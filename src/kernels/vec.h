@@ -37,6 +37,20 @@ static inline void FN(store_part)(REAL *p, VEC v, isize n)
 #endif
 }
 
+/* n lanes, or all of them where n is more */
+static inline VEC FN(load_some)(const REAL *p, isize n)
+{
+    return n >= LANES ? FN(load)(p) : FN(load_part)(p, n);
+}
+
+static inline void FN(store_some)(REAL *p, VEC v, isize n)
+{
+    if (n >= LANES)
+        FN(store)(p, v);
+    else
+        FN(store_part)(p, v, n);
+}
+
 static inline VEC FN(splat)(REAL value) { return value - (VEC){0}; }
 
 /* Load once: compilers would rather load again for every use of v. */
@@ -61,6 +75,40 @@ static inline VEC FN(select)(IVEC mask, VEC yes, VEC no)
 static inline VEC FN(relu_of)(VEC v) /* NaN stays NaN */
 {
     return FN(select)((IVEC)(v <= 0), (VEC){0}, v);
+}
+
+/* correctly rounded square roots */
+static inline VEC FN(root)(VEC v)
+{
+#if VBYTES == 64 && FLOAT_BITS == 32
+    return (VEC)_mm512_sqrt_ps((__m512)v);
+#elif VBYTES == 64
+    return (VEC)_mm512_sqrt_pd((__m512d)v);
+#elif VBYTES == 32 && FLOAT_BITS == 32
+    return (VEC)_mm256_sqrt_ps((__m256)v);
+#elif VBYTES == 32
+    return (VEC)_mm256_sqrt_pd((__m256d)v);
+#elif (defined(__x86_64__) || defined(_M_X64)) && FLOAT_BITS == 32
+    return (VEC)_mm_sqrt_ps((__m128)v);
+#elif defined(__x86_64__) || defined(_M_X64)
+    return (VEC)_mm_sqrt_pd((__m128d)v);
+#elif defined(__aarch64__) && FLOAT_BITS == 32
+    return (VEC)vsqrtq_f32((float32x4_t)v);
+#elif defined(__aarch64__)
+    return (VEC)vsqrtq_f64((float64x2_t)v);
+#else
+    for (int lane = 0; lane < LANES; lane++)
+        v[lane] = (REAL)__builtin_sqrt((double)v[lane]);
+    return v;
+#endif
+}
+
+/* Sum of all lanes, in double and in one order. */
+static inline double FN(sum_lanes)(VEC v)
+{
+    double total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += (double)v[lane];
+    return total;
 }
 
 /* a0 b0 a1 b1 ... of the lower and of the upper halves; even and odd lanes */
