@@ -243,8 +243,8 @@ def _linear_weight(p: Program, layer: Any, grad_y: Value, x: Value) -> None:
             turned = p.value((k, n), f"{grad_y.name}, transposed")
             p.do("transpose", _transpose, grad_y, turned, writes=(turned,))
         g = ConvGeometry.of((1, n, 1, c), (k, n, 1, 1))
-        args = g, _planes(x), _filters(turned), None
-        p.do_gradient(what, _conv.conv2d, args, layer, "weight", as_planes)
+        pixels = g, _planes(x), _filters(turned), None
+        p.do_gradient(what, _conv.conv2d, pixels, layer, "weight", as_planes)
     else:
         g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
         weight_pass, args = _conv.conv2d_backward_weight, (g, _row(grad_y), _row(x))
@@ -361,9 +361,7 @@ def activation(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, B
     kind, constants, of_delta, keeps_y = op.layer._pass
     y = p.like(x, p.names[op.layer])
     what = type(op.layer).__name__.lower()
-    p.do(
-        what, _pointwise.activate, kind, x, y, *constants, writes=(y,), over=((y, x),)
-    )
+    p.do(what, _pointwise.activate, kind, x, y, *constants, writes=(y,), over=((y, x),))
     kept = y if keeps_y else x
 
     def back(grad_y: Value, wanted: Sequence[bool]) -> list[Value | None]:
