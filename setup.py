@@ -223,6 +223,7 @@ setup(
             extension("conv"),
             extension("pool"),
             extension("pointwise"),
+            extension("row"),
             extension("normalize"),
             extension("softmax"),
             extension("update"),

@@ -171,6 +171,13 @@ cdef extern from "table.h" nogil:
         void (*cross_entropy)(
             void *, void *, const void *, const int64_t *, isize, isize,
             const cnn_cross_entropy *) noexcept nogil
+        void (*row_dots)(
+            void *, const void *, const void *, isize, isize, const void *, int
+        ) noexcept nogil
+        void (*row_times)(
+            void *, const void *, const void *, isize, isize, isize) noexcept nogil
+        void (*row_outer)(
+            void *, const void *, const void *, isize, isize) noexcept nogil
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil
         void (*sum_window)(

@@ -47,6 +47,7 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
 #include "normalize.h"
 #include "update.h"
 #include "softmax.h"
+#include "row.h"
 #include "transpose.h"
 #include "depthwise.h"
 #define ROWS 1
@@ -157,6 +158,9 @@ static const cnn_kernels FN(kernels) = {
     .scale_by = FN(scale_by),
     .clip = FN(clip),
     .cross_entropy = FN(cross_entropy),
+    .row_dots = FN(row_dots),
+    .row_times = FN(row_times),
+    .row_outer = FN(row_outer),
     .max_window = FN(max_window),
     .sum_window = FN(sum_window),
     .max_backward = FN(max_backward),

@@ -238,6 +238,13 @@ typedef struct {
     void (*cross_entropy)(void *grad_y, void *losses, const void *y,
                           const int64_t *labels, isize rows, isize classes,
                           const cnn_cross_entropy *);
+    /* linear maps of one row: see row.h */
+    void (*row_dots)(void *y, const void *x, const void *weight, isize rows,
+                     isize cols, const void *bias, int activation);
+    void (*row_times)(void *grad_x, const void *grad_y, const void *weight,
+                      isize rows, isize step, isize cols);
+    void (*row_outer)(void *grad_weight, const void *grad_y, const void *x,
+                      isize rows, isize cols);
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);
     void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,
