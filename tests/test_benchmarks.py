@@ -190,7 +190,7 @@ def test_nets_against_nobody(bench, tmp_path, capsys):
 def test_pytorch_runs_the_same_net(bench, net):
     pytest.importorskip("torch")
     train = importlib.import_module("benchmarks.train")
-    ours, torch = (train.load(name, 1) for name in ("cnn_ext", "torch"))
+    ours, torch = (train.load(name, 1) for name in ("cnn_ext", "torch eager"))
     errors = train.check_gradients(net, ours, torch)
     assert all(errors[what] <= train.EXACT[what] for what in errors), errors
     case = train.Case(net, 2, False)
@@ -221,13 +221,13 @@ def test_who_computes_another_net_is_not_timed(bench, monkeypatch, capsys):
     ours = importlib.import_module("benchmarks.nets.ours").Ours
 
     class Other(ours):
-        name = "torch"
+        name = "torch eager"
 
         def inference(self, model, x):
             return super().inference(model, x + np.float32(1))
 
     def load(name, threads):
-        if name == "torch":
+        if name == "torch eager":
             return Other(threads)
         if name != "cnn_ext":
             raise ImportError(f"No module named {name!r}")
@@ -237,7 +237,7 @@ def test_who_computes_another_net_is_not_timed(bench, monkeypatch, capsys):
     arguments = ["--only", "lenet5 b1", "--passes", "infer", "--rounds", "1"]
     assert train.main([*arguments, "--seconds", "0"]) == 1
     printed = capsys.readouterr().out
-    assert "torch WRONG" in printed and "skipped openvino" in printed
+    assert "torch eager WRONG" in printed and "skipped openvino" in printed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")

@@ -10,7 +10,7 @@ __all__ = ["CASES", "NAMES", "Case", "Prepared", "Runner", "load"]
 
 _RUNNERS = {
     "cnn_ext": ("ours", "Ours"),
-    "torch": ("pytorch", "Eager"),
+    "torch eager": ("pytorch", "Eager"),
     "torch channels-last": ("pytorch", "ChannelsLast"),
     "torch compiled": ("pytorch", "Compiled"),
     "onnxruntime": ("engines", "OnnxRuntime"),

@@ -103,7 +103,7 @@ def module_of(model: Model) -> tuple[nn.Module, dict[str, torch.Tensor]]:
 class Eager(Runner):
     """As it comes: NCHW."""
 
-    name = "torch"
+    name = "torch eager"
     trains = True
     order = torch.contiguous_format
 
