@@ -219,10 +219,11 @@ build_for_one_architecture()
 setup(
     ext_modules=cythonize(
         [
-            extension("runtime", ["dispatch.c", "scratch.c"]),
+            extension("runtime", ["dispatch.c", "scratch.c", "guest.c"]),
             extension("conv"),
             extension("pool"),
             extension("pointwise"),
+            extension("row"),
             extension("normalize"),
             extension("softmax"),
             extension("update"),
@@ -236,6 +237,7 @@ setup(
             "cdivision": True,
             "initializedcheck": DEBUG,
             "freethreading_compatible": True,
+            "autotestdict": False,  # no __test__ that stubs would have to name
         },
     ),
     cmdclass={"build_ext": BuildKernels},

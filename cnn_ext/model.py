@@ -292,6 +292,7 @@ class Model:
         self._pending = None
         for name, parameter in self.named_parameters():
             parameter.grad = grads[name]
+        assert grad_x is not None
         return grad_x
 
     def __call__(self, x: Any) -> Any:

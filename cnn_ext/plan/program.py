@@ -251,4 +251,3 @@ class Program:
         order = "channels-last" if last else "planes"
         self.do(f"copy to {order}", _pointwise.copy, value, turned, writes=(turned,))
         return turned
-
