@@ -219,7 +219,7 @@ build_for_one_architecture()
 setup(
     ext_modules=cythonize(
         [
-            extension("runtime", ["dispatch.c", "scratch.c"]),
+            extension("runtime", ["dispatch.c", "scratch.c", "guest.c"]),
             extension("conv"),
             extension("pool"),
             extension("pointwise"),
@@ -237,6 +237,7 @@ setup(
             "cdivision": True,
             "initializedcheck": DEBUG,
             "freethreading_compatible": True,
+            "autotestdict": False,  # no __test__ that stubs would have to name
         },
     ),
     cmdclass={"build_ext": BuildKernels},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
@@ -26,8 +27,48 @@ __all__ = [
     "clip_grad_value",
 ]
 
-# The arrays that a compiled update reads and writes beside a parameter.
+# What belongs to one parameter, by name.
+_State = dict[str, np.ndarray]
+# The arrays of it that a compiled update reads and writes, in its order.
 _Kept = tuple["np.ndarray | None", ...]
+
+
+class _Last:
+    """The arrays of the last step: most often those of the next one too.
+
+    Finding states in a dictionary of weak keys and looking at arrays would take longer
+    than the update of a small net.
+    """
+
+    def __init__(
+        self,
+        parameters: list[Parameter],
+        values: list[np.ndarray],
+        slots: tuple[str, ...],
+        states: list[_State],
+    ) -> None:
+        # weak, so that an optimiser keeps no model alive
+        self.parameters = [ref(parameter) for parameter in parameters]
+        self.values = [ref(value) for value in values]
+        self.grads: list[ref[np.ndarray]] = []
+        self.slots, self.states = slots, states
+        self.dense = all(value.flags.c_contiguous for value in values)
+
+    def has(self, parameters: list[Parameter], values: list[np.ndarray]) -> bool:
+        return _are(self.parameters, parameters) and _are(self.values, values)
+
+    def has_grads(self, grads: list[Any]) -> bool:
+        """Whether gradients are arrays that have been found to fit their values."""
+        return _are(self.grads, grads)
+
+    def keep_grads(self, grads: list[np.ndarray]) -> None:
+        self.grads = [ref(grad) for grad in grads]
+
+
+def _are(references: list[Any], objects: list[Any]) -> bool:
+    return len(references) == len(objects) and all(
+        map(is_, [reference() for reference in references], objects)
+    )
 
 
 class Optimizer(ABC):
@@ -55,14 +96,19 @@ class Optimizer(ABC):
             raise ValueError(f"weight_decay must not be negative, got {weight_decay!r}")
         self.lr = float(lr)
         self.weight_decay = float(weight_decay)
-        self._state: WeakKeyDictionary[Parameter, dict[str, np.ndarray]]
+        self._state: WeakKeyDictionary[Parameter, _State]
         self._state = WeakKeyDictionary()
-        self._walk: list[tuple[ref[Parameter], ref[np.ndarray], dict[str, Any]]] = []
+        self._last: _Last | None = None
 
     @property
     @abstractmethod
     def slots(self) -> tuple[str, ...]:
         """Names of the arrays that are kept for each parameter."""
+
+    @property
+    def _used(self) -> tuple[str, ...]:
+        """Those of `slots` that a step reads with the settings as they are."""
+        return self.slots
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -86,57 +132,52 @@ class Optimizer(ABC):
                     "run a backward pass first"
                 )
         moving = [p for p in parameters if p.lr_scale]
-        states = self._states(moving)
-        values = [p.value for p in moving]
-        grads = [_like(p.grad, p.value) for p in moving]
-        writeable = [_writeable(value) for value in values]
+        values: list[np.ndarray] = [p.value for p in moving]
+        grads: list[Any] = [p.grad for p in moving]
+        last, used = self._last, self._used
+        if last is None or last.slots != used or not last.has(moving, values):
+            states = [self._state_of(p, p.value) for p in moving]
+            last = self._last = _Last(moving, values, used, states)
+        if not last.has_grads(grads):
+            like = [_like(g, v) for g, v in zip(grads, values, strict=True)]
+            last.keep_grads(grads if all(map(is_, grads, like)) else [])
+            grads = like
+        rates = [self.lr * p.lr_scale for p in moving]
+        writeable = values
+        if not last.dense:
+            writeable = [value.copy(order="C") for value in values]
         # One compiled call for all of them: an update is whole or not at all.
         _update.step(
             self._rule,
             writeable,
             grads,
-            [self._arrays(state) for state in states],
-            [
-                self._numbers(self.lr * p.lr_scale, state)
-                for p, state in zip(moving, states, strict=True)
-            ],
+            [self._arrays(state) for state in last.states],
+            self._numbers(rates, last.states),
         )
-        for value, changed in zip(values, writeable, strict=True):
-            if value is not changed:
+        if not last.dense:
+            for value, changed in zip(values, writeable, strict=True):
                 value[...] = changed
 
     @abstractmethod
-    def _numbers(self, lr: float, state: dict[str, np.ndarray]) -> tuple[float, ...]:
-        """Return the numbers of the compiled rule for one parameter's step."""
+    def _numbers(
+        self, rates: list[float], states: list[_State]
+    ) -> list[tuple[float, ...]]:
+        """Return the numbers of the compiled rule for each parameter's step."""
 
-    def _arrays(self, state: dict[str, np.ndarray]) -> _Kept:
+    def _arrays(self, state: _State) -> _Kept:
         """Return a parameter's arrays in the order of the compiled rule."""
         return tuple(state[slot] for slot in self.slots)
 
-    def _states(self, parameters: list[Parameter]) -> list[dict[str, np.ndarray]]:
-        """Return the parameters' states; found at once if all are as in the last step.
-
-        A dictionary of weak keys is slow, and small nets make a step in 100 us.
-        """
-        walk = self._walk
-        if len(walk) != len(parameters) or any(
-            parameter() is not p or value() is not p.value
-            for (parameter, value, _), p in zip(walk, parameters, strict=True)
-        ):
-            walk = [(ref(p), ref(p.value), self._kept(p, p.value)) for p in parameters]
-            self._walk = walk
-        return [state for _, _, state in walk]
-
-    def _kept(self, parameter: Parameter, p: np.ndarray) -> dict[str, np.ndarray]:
+    def _state_of(self, parameter: Parameter, p: np.ndarray) -> _State:
         """Return a parameter's state, zeros at first or where its array is another."""
         state = self._state.get(parameter)
         if state is None or any(
             slot not in state
             or state[slot].shape != p.shape
             or state[slot].dtype != p.dtype
-            for slot in self.slots
+            for slot in self._used
         ):
-            state = {slot: np.zeros(p.shape, p.dtype) for slot in self.slots}
+            state = {slot: np.zeros(p.shape, p.dtype) for slot in self._used}
             if self.counts:
                 state["steps"] = np.zeros((), np.int64)
             self._state[parameter] = state
@@ -192,7 +233,7 @@ class Optimizer(ABC):
             taken[parameter] = {slot: array.copy() for slot, array in found.items()}
         for name in rest:
             raise ValueError(f"state has {name!r}, the model has no such parameter")
-        self._walk = []
+        self._last = None
         for parameter, arrays in taken.items():
             self._state.pop(parameter, None)
             if arrays:
@@ -255,14 +296,19 @@ class SGD(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
-    def _states(self, parameters: list[Parameter]) -> list[dict[str, np.ndarray]]:
-        return super()._states(parameters) if self.momentum else [{}] * len(parameters)
+    @property
+    def _used(self) -> tuple[str, ...]:
+        return self.slots if self.momentum else ()
 
-    def _arrays(self, state: dict[str, np.ndarray]) -> _Kept:
-        return (state.get("velocity"),)
+    def _arrays(self, state: _State) -> _Kept:
+        return (state["velocity"] if self.momentum else None,)
 
-    def _numbers(self, lr: float, state: dict[str, np.ndarray]) -> tuple[float, ...]:
-        return lr, self.momentum, self.weight_decay, self.nesterov
+    def _numbers(
+        self, rates: list[float], states: list[_State]
+    ) -> list[tuple[float, ...]]:
+        rest: tuple[float, ...]
+        rest = self.momentum, self.weight_decay, self.nesterov
+        return [(rate, *rest) for rate in rates]
 
 
 class Adam(Optimizer):
@@ -322,12 +368,18 @@ class Adam(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
-    def _numbers(self, lr: float, state: dict[str, np.ndarray]) -> tuple[float, ...]:
-        steps, (beta1, beta2) = state["steps"], self.betas
-        steps += 1
-        t = int(steps)
-        rate, correction = lr / (1 - beta1**t), 1 / (1 - beta2**t)
-        return (rate, beta1, beta2, self.eps, correction, *self._decay(lr))
+    def _numbers(
+        self, rates: list[float], states: list[_State]
+    ) -> list[tuple[float, ...]]:
+        beta1, beta2 = self.betas
+        numbers: list[tuple[float, ...]] = []
+        for lr, state in zip(rates, states, strict=True):
+            steps = state["steps"]
+            t = int(steps) + 1
+            steps[...] = t
+            rate, correction = lr / (1 - beta1**t), 1 / (1 - beta2**t)
+            numbers.append((rate, beta1, beta2, self.eps, correction, *self._decay(lr)))
+        return numbers
 
     def _decay(self, lr: float) -> tuple[float, float]:
         """Return what is added to the gradient, and what multiplies the parameter."""
@@ -427,11 +479,15 @@ class RMSprop(Optimizer):
             "centered": self.centered,
         }
 
-    def _arrays(self, state: dict[str, np.ndarray]) -> _Kept:
+    def _arrays(self, state: _State) -> _Kept:
         return state["square"], state.get("mean"), state.get("velocity")
 
-    def _numbers(self, lr: float, state: dict[str, np.ndarray]) -> tuple[float, ...]:
-        return lr, self.alpha, self.eps, self.weight_decay, self.momentum
+    def _numbers(
+        self, rates: list[float], states: list[_State]
+    ) -> list[tuple[float, ...]]:
+        rest: tuple[float, ...]
+        rest = self.alpha, self.eps, self.weight_decay, self.momentum
+        return [(rate, *rest) for rate in rates]
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -495,7 +551,7 @@ def _gradients(parameters: Iterable[Parameter]) -> list[np.ndarray]:
 
 
 def _like(grad: Any, value: np.ndarray) -> np.ndarray:
-    """Return a gradient that lies in memory as a parameter does once `_writeable`."""
+    """Return a gradient of a parameter's shape and dtype, without gaps."""
     if (
         isinstance(grad, np.ndarray)
         and grad.dtype == value.dtype
@@ -504,8 +560,3 @@ def _like(grad: Any, value: np.ndarray) -> np.ndarray:
     ):
         return grad
     return np.array(np.broadcast_to(grad, value.shape), value.dtype, order="C")
-
-
-def _writeable(value: np.ndarray) -> np.ndarray:
-    """Return a parameter's array itself if it has no gaps, else a copy."""
-    return value if value.flags.c_contiguous else value.copy(order="C")

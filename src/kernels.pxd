@@ -11,6 +11,7 @@ cdef extern from "table.h" nogil:
         CNN_ZERO
         CNN_ADD
         CNN_BIAS
+        CNN_BIAS_ROWS
     cdef enum:
         CNN_LINEAR
         CNN_RELU
@@ -31,12 +32,21 @@ cdef extern from "table.h" nogil:
         isize rows, cols, batches, depth
         const void *const *a
         isize a_next, a_move, a_from, a_step
+        const isize *a_at
         const void *b
         isize b_move, b_step
         void *const *c
         isize c_move
         const void *bias
         int start, activation
+        const void *next
+
+    ctypedef struct cnn_depthwise:
+        isize rows, cols
+        const void *const *x
+        const isize *dx
+        const isize *tap
+        isize stride, width, x_step, y_step, channels, first, last
 
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
@@ -91,6 +101,25 @@ cdef extern from "table.h" nogil:
         isize rows, cols
         void (*run)(const cnn_dot_tile *) noexcept nogil
 
+    ctypedef struct cnn_lines:
+        const char *at
+        isize left, run, of_run, jump, row, of_row, row_jump
+
+    ctypedef struct cnn_gradient_tile:
+        isize rows, cols, batches, depth
+        const void *const *a
+        isize a_from, a_move, a_step
+        const void *b
+        isize b_move, b_step
+        void *c
+        isize c_step
+        int start
+        cnn_lines *next
+
+    ctypedef struct cnn_gradient_kernel:
+        isize rows
+        void (*run[2])(const cnn_gradient_tile *) noexcept nogil
+
     ctypedef struct cnn_kernels:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
@@ -108,12 +137,12 @@ cdef extern from "table.h" nogil:
             void *, const void *, isize, isize, isize, isize) noexcept nogil
         const cnn_plane_kernel *plane_tile
         const cnn_dot_kernel *dot_tile
+        const cnn_gradient_kernel *gradient_tile
         void (*depthwise)(
-            void *, isize, const void *, isize, const isize *, isize, const void *,
-            isize, isize, const void *, int) noexcept nogil
+            const cnn_depthwise *, void *, const void *, const void *, int
+        ) noexcept nogil
         void (*depthwise_gradient)(
-            void *, const void *, isize, const void *, isize, const isize *, isize,
-            isize, isize) noexcept nogil
+            const cnn_depthwise *, void *, const void *) noexcept nogil
         const cnn_winograd *winograd
         void (**activation)(
             void *, const void *, isize, double, double) noexcept nogil
@@ -186,9 +215,21 @@ cdef extern from "runtime.h" nogil:
         const cnn_kernel_set *set
         int threads
         int strict
+        int flush
         int (*run)(cnn_task, void *, isize, size_t, double) noexcept nogil
+        int (*finish)(cnn_task, void *, isize, size_t, double) noexcept nogil
         void *(*take)(size_t) noexcept nogil
         void (*give)(void *) noexcept nogil
+        unsigned long long (*enter)(int) noexcept nogil
+        void (*leave)(unsigned long long) noexcept nogil
+        int (*interrupted)() noexcept nogil
+
+    cdef enum:
+        CNN_NO_MEMORY
+        CNN_INTERRUPTED
+
+    ctypedef struct cnn_guest:
+        pass
 
     const char *CNN_RUNTIME
     void *cnn_take(size_t)
@@ -196,6 +237,21 @@ cdef extern from "runtime.h" nogil:
     size_t cnn_scratch_held()
     void cnn_watch_forks()
     int cnn_is_fork_child()
+    unsigned long long cnn_enter(int)
+    void cnn_leave(unsigned long long)
+    cnn_guest cnn_begin(int *, int (*)() noexcept nogil, int)
+    void cnn_end(cnn_guest)
+    int cnn_interrupted()
+    void cnn_work(cnn_task, void *, isize, char *)
+
+
+# After a pass: nothing, or its exception. An interrupt's own is set already.
+cdef inline int check(int failed, str what) except -1:
+    if failed == CNN_INTERRUPTED:
+        return -1
+    if failed:
+        raise MemoryError(f"{what}: no memory for its scratch space")
+    return 0
 
 
 cdef inline void run_tile(

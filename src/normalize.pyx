@@ -13,7 +13,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport sqrt
 
 from geometry cimport Py_buffer, PyBuffer_Release, ceil_div, hold
-from kernels cimport CNN_RUNTIME, cnn_kernels, cnn_runtime, isize, kernels_for
+from kernels cimport CNN_RUNTIME, check, cnn_kernels, cnn_runtime, isize, kernels_for
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
@@ -275,8 +275,7 @@ def train(
             failed = run_train(&p, of, gain, offset, eps)
     finally:
         release(&held)
-    if failed:
-        raise MemoryError("no memory for scratch space")
+    check(failed, "batch normalisation")
 
 
 def infer(
@@ -321,8 +320,7 @@ def infer(
                 runtime.give(stats)
     finally:
         release(&held)
-    if failed:
-        raise MemoryError("no memory for scratch space")
+    check(failed, "batch normalisation")
 
 
 # -- backward ------------------------------------------------------------------------
@@ -448,8 +446,7 @@ def backward(
             failed = run_backward(&p, of, gain, offset)
     finally:
         release(&held)
-    if failed:
-        raise MemoryError("no memory for scratch space")
+    check(failed, "batch normalisation")
 
 
 # -- small things --------------------------------------------------------------------

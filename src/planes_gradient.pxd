@@ -86,6 +86,8 @@ cdef inline void planes_gradient_task(
     q.a_step, q.c_step = s.positions, pairs
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
                    (part.chunk + 1) * boxes(&w.grid) // w.chunks):
+        if w.interrupted():
+            return
         where = box_at(&w.grid, b)
         if w.gang > 1:
             d, m = groups * w.channels, groups * w.filters

@@ -11,7 +11,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from geometry cimport (
     Py_buffer, PyBuffer_Release, ceil_div, hold, image, image_of, pixel,
 )
-from kernels cimport CNN_RUNTIME, cnn_kernels, cnn_runtime, isize, kernels_for
+from kernels cimport CNN_RUNTIME, check, cnn_kernels, cnn_runtime, isize, kernels_for
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
@@ -71,8 +71,7 @@ cdef int run(pointwise *p, object to, object x, object y, double work) except -1
     PyBuffer_Release(&vt)
     PyBuffer_Release(&vx)
     PyBuffer_Release(&vy)
-    if failed:
-        raise MemoryError("no memory for scratch space")
+    check(failed, "activation")
     return 0
 
 
@@ -143,5 +142,4 @@ def copy(src, dst):
             2.0 * count)
     PyBuffer_Release(&vs)
     PyBuffer_Release(&vd)
-    if failed:
-        raise MemoryError("no memory for scratch space")
+    check(failed, "copy")

@@ -15,13 +15,15 @@ from geometry cimport (
     Py_buffer, PyBuffer_Release, ceil_div, hold, image_of, pixel, pool_geometry,
     pool_sizes,
 )
-from kernels cimport CNN_RUNTIME, cnn_runtime, isize, kernels_for
+from kernels cimport CNN_RUNTIME, check, cnn_runtime, isize, kernels_for
 from pool_backward cimport (
     fill_plane_task, gather_scratch, gather_task, most_windows, scatter_indices_task,
     scatter_task, shift_scratch, shift_task, spread_scratch, spread_task,
 )
 from pool_forward cimport forward_scratch, forward_task, whole_plane_task
-from pooling cimport column_divisor, inside, planes_of, pooling, set_real
+from pooling cimport (
+    column_divisor, inside, planes_of, pooling, set_real, stopped,
+)
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
@@ -30,6 +32,7 @@ cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
 cdef enum:
     TASK_ELEMENTS = 16384
     FEW_SHARES = 12
+    MANY_TERMS = 64
 
 
 cdef void indices_task(void *job, isize task, char *scratch) noexcept nogil:
@@ -39,6 +42,8 @@ cdef void indices_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef isize n = task // g.c, c = task % g.c, i, j
     cdef int64_t code, y, x
     for i in range(g.out_h):
+        if stopped(p, i, g.out_w):
+            return
         for j in range(g.out_w):
             code = (<const int32_t *> pixel(&p.argmax, n, c, i, j))[0]
             y = i * g.stride_h - g.top + code // g.s * g.dilation_h
@@ -54,6 +59,7 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
     cdef const pool_geometry *g = &p.g
     cdef isize j, code, codes = 0
     cdef double divisor
+    cdef unsigned long long state
     if backward and not p.average:  # positions of one or two bytes: few codes
         codes = g.r * g.s
     p.first = <isize *> malloc(
@@ -62,12 +68,14 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
         return -1
     p.offset = p.first + g.out_w
     p.divisors = <char *> (p.offset + codes)
+    state = runtime.enter(runtime.flush)
     for j in range(g.out_w):
         p.first[j] = inside(
             j * g.stride_w - g.left, g.dilation_w, g.s, g.w).first
         if p.average:
             divisor = column_divisor(p, j)
             set_real(p.divisors, p.x.itemsize, j, 1.0 / divisor if backward else divisor)
+    runtime.leave(state)
     for code in range(codes):
         p.offset[code] = (
             code // g.s * g.dilation_h * p.x.step_h
@@ -75,8 +83,14 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
     return 0
 
 
-cdef void share_rows(pooling *p, isize rows, isize elements) noexcept nogil:
-    """Cut `rows` rows of `elements` each into tasks of about TASK_ELEMENTS."""
+cdef void share_rows(
+    pooling *p, isize rows, isize elements, isize terms
+) noexcept nogil:
+    """Cut `rows` rows of `elements` each into tasks of about TASK_ELEMENTS.
+
+    Each element has so many terms: where they are many, tasks stay short.
+    """
+    elements *= max(1, terms // MANY_TERMS)
     p.rows_per_task = max(1, min(rows, TASK_ELEMENTS // max(1, elements)))
     p.rows_per_task = ceil_div(rows, ceil_div(rows, p.rows_per_task))
     p.tasks_per_plane = ceil_div(rows, p.rows_per_task)
@@ -96,14 +110,15 @@ cdef int run_forward(pooling *p) noexcept nogil:
     cdef double work = 2.0 * g.n * g.c * g.h * g.w
     cdef int failed
     p.kernels = kernels_for(runtime, p.x.itemsize)
+    p.interrupted = runtime.interrupted
     p.channels_last = p.x.step_c == 1 and p.y.step_c == 1
     if one_window(p):
-        share_rows(p, g.c, g.h * g.w)
+        share_rows(p, g.c, g.h * g.w, 1)
         return runtime.run(
             whole_plane_task, p, g.n * p.tasks_per_plane, 0, work)
     if make_tables(p, False):
         return -1
-    share_rows(p, g.out_h, g.out_w * (g.c if p.channels_last else 1))
+    share_rows(p, g.out_h, g.out_w * (g.c if p.channels_last else 1), g.r * g.s)
     failed = runtime.run(
         forward_task, p, planes_of(p) * p.tasks_per_plane, forward_scratch(p), work)
     free(p.first)
@@ -119,14 +134,15 @@ cdef int run_backward(pooling *p) noexcept nogil:
         * most_windows(g.s, g.stride_w, g.dilation_w))
     cdef int failed
     p.kernels = kernels_for(runtime, p.x.itemsize)
+    p.interrupted = runtime.interrupted
     p.channels_last = p.x.step_c == 1 and p.y.step_c == 1
     if not p.average and p.argmax.itemsize == 8:
         return runtime.run(scatter_indices_task, p, g.n * g.c, 0, work)
     if one_window(p):
-        share_rows(p, g.c, g.h * g.w)
+        share_rows(p, g.c, g.h * g.w, 1)
         return runtime.run(fill_plane_task, p, g.n * p.tasks_per_plane, 0, work)
     if p.channels_last:
-        share_rows(p, g.h, g.w * g.c)
+        share_rows(p, g.h, g.w * g.c, shares)
         return runtime.run(
             gather_task, p, g.n * p.tasks_per_plane, gather_scratch(p), work)
     if (not p.average and g.stride_w == 1 and p.x.step_w == 1
@@ -163,8 +179,7 @@ def max_pool2d(object sizes, x, y, argmax):
     PyBuffer_Release(&vy)
     if argmax is not None:
         PyBuffer_Release(&va)
-    if failed:
-        raise MemoryError("max_pool2d: no memory for its scratch space")
+    check(failed, "max_pool2d")
 
 
 def max_pool2d_indices(object sizes, argmax, indices):
@@ -176,14 +191,14 @@ def max_pool2d_indices(object sizes, argmax, indices):
     hold(argmax, &va, False)
     hold(indices, &vi, True)
     p.argmax, p.x = image_of(&va), image_of(&vi)
+    p.interrupted = runtime.interrupted
     with nogil:
         failed = runtime.run(
             indices_task, &p, p.g.n * p.g.c, 0,
             4.0 * p.g.n * p.g.c * p.g.out_h * p.g.out_w)
     PyBuffer_Release(&va)
     PyBuffer_Release(&vi)
-    if failed:
-        raise MemoryError("max_pool2d: no memory for its scratch space")
+    check(failed, "max_pool2d")
 
 
 def max_pool2d_backward(object sizes, grad_y, argmax, grad_x):
@@ -202,8 +217,7 @@ def max_pool2d_backward(object sizes, grad_y, argmax, grad_x):
     PyBuffer_Release(&vg)
     PyBuffer_Release(&va)
     PyBuffer_Release(&vx)
-    if failed:
-        raise MemoryError("max_pool2d_backward: no memory for its scratch space")
+    check(failed, "max_pool2d_backward")
 
 
 def avg_pool2d(object sizes, x, y, bint count_include_pad, isize divisor_override):
@@ -222,8 +236,7 @@ def avg_pool2d(object sizes, x, y, bint count_include_pad, isize divisor_overrid
         failed = run_forward(&p)
     PyBuffer_Release(&vx)
     PyBuffer_Release(&vy)
-    if failed:
-        raise MemoryError("avg_pool2d: no memory for its scratch space")
+    check(failed, "avg_pool2d")
 
 
 def avg_pool2d_backward(
@@ -244,5 +257,4 @@ def avg_pool2d_backward(
         failed = run_backward(&p)
     PyBuffer_Release(&vg)
     PyBuffer_Release(&vx)
-    if failed:
-        raise MemoryError("avg_pool2d_backward: no memory for its scratch space")
+    check(failed, "avg_pool2d_backward")

@@ -5,7 +5,7 @@ from geometry cimport ceil_div, image, pixel, pool_geometry
 from kernels cimport cnn_share, isize
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.string cimport memset
-from pooling cimport column_divisor, pooling, row_divisor
+from pooling cimport LARGE_PLANE, column_divisor, pooling, row_divisor, stopped
 
 
 cdef inline isize windows_of(
@@ -86,6 +86,8 @@ cdef inline void gather_task(void *job, isize task, char *scratch) noexcept nogi
 cdef inline void clear_plane(const pooling *p, isize n, isize c) noexcept nogil:
     cdef isize y, x
     for y in range(p.g.h):
+        if stopped(p, y, p.g.w):
+            return
         if p.x.step_w == 1:
             memset(pixel(&p.x, n, c, y, 0), 0, p.g.w * p.x.itemsize)
             continue
@@ -141,6 +143,8 @@ cdef inline void scatter_task(void *job, isize task, char *scratch) noexcept nog
     if g.w + g.left > across:
         j1 = max(j0, min((g.w + g.left - across - 1) // g.stride_w + 1, g.out_w))
     for i in range(g.out_h):
+        if stopped(p, i, g.out_w):
+            return
         top = i * g.stride_h - g.top
         if top >= 0 and top + down < g.h and j1 > j0:
             p.kernels.max_scatter(
@@ -162,6 +166,8 @@ cdef inline void scatter_indices_task(
     cdef int64_t at
     clear_plane(p, n, c)
     for i in range(p.g.out_h):
+        if stopped(p, i, p.g.out_w):
+            return
         for j in range(p.g.out_w):
             at = (<const int64_t *> pixel(&p.argmax, n, c, i, j))[0]
             if at >= 0:
@@ -230,6 +236,8 @@ cdef inline void spread_task(void *job, isize task, char *scratch) noexcept nogi
     cdef isize used = min(g.w, width - g.left)
     clear_plane(p, n, c)
     for i in range(g.out_h):
+        if stopped(p, i, (g.r + 1) * width):
+            return
         top = i * g.stride_h - g.top
         memset(scratch, 0, width * size)
         p.kernels.sum_spread(
@@ -249,6 +257,7 @@ cdef inline void fill_plane_task(void *job, isize task, char *scratch) noexcept 
     cdef const pooling *p = <const pooling *> job
     cdef isize n = task // p.tasks_per_plane, c
     cdef isize c0 = task % p.tasks_per_plane * p.rows_per_task
+    cdef isize pixels = p.g.h * p.g.w, at
     cdef double scale = 1.0 / (row_divisor(p, 0) * column_divisor(p, 0)), error
     cdef const char *from_
     for c in range(c0, min(c0 + p.rows_per_task, p.g.c)):
@@ -257,4 +266,9 @@ cdef inline void fill_plane_task(void *job, isize task, char *scratch) noexcept 
             error = (<const float *> from_)[0]
         else:
             error = (<const double *> from_)[0]
-        p.kernels.fill_row(pixel(&p.x, n, c, 0, 0), error * scale, p.g.h * p.g.w)
+        for at in range(ceil_div(pixels, LARGE_PLANE)):
+            if at > 0 and p.interrupted():
+                return
+            p.kernels.fill_row(
+                pixel(&p.x, n, c, 0, 0) + at * LARGE_PLANE * p.x.itemsize,
+                error * scale, min(pixels - at * LARGE_PLANE, LARGE_PLANE))

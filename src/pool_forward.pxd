@@ -1,8 +1,11 @@
 # Pooling forward: maximum (and its place) or mean of each window.
 
-from geometry cimport image, pixel, pool_geometry
+from geometry cimport ceil_div, image, pixel, pool_geometry
 from kernels cimport cnn_window, isize
-from pooling cimport column_divisor, inside, pooling, row_divisor, span
+from libc.string cimport memset
+from pooling cimport (
+    LARGE_PLANE, column_divisor, inside, pooling, row_divisor, span,
+)
 
 
 cdef inline void pool_pixels(
@@ -126,12 +129,35 @@ cdef inline void forward_task(void *job, isize task, char *scratch) noexcept nog
             pool_pixels(p, plane, i, j)
 
 
+cdef inline void large_plane(
+    const pooling *p, isize n, isize c, char *sum
+) noexcept nogil:
+    """Mean of one large plane, by stretches."""
+    cdef isize pixels = p.g.h * p.g.w, at
+    cdef double divisor = row_divisor(p, 0) * column_divisor(p, 0)
+    memset(sum, 0, sizeof(double))
+    for at in range(ceil_div(pixels, LARGE_PLANE)):
+        if p.interrupted():
+            return
+        p.kernels.sum_rows(
+            sum, pixel(&p.x, n, c, 0, 0) + at * LARGE_PLANE * p.x.itemsize, 0, 1, 1,
+            min(pixels - at * LARGE_PLANE, LARGE_PLANE))
+    if p.x.itemsize == 4:
+        (<float *> pixel(&p.y, n, c, 0, 0))[0] = (
+            (<float *> sum)[0] / <float> divisor)
+    else:
+        (<double *> pixel(&p.y, n, c, 0, 0))[0] = (<double *> sum)[0] / divisor
+
+
 cdef inline void whole_plane_task(void *job, isize task, char *scratch) noexcept nogil:
     """Mean of planes without gaps that one window covers whole."""
     cdef const pooling *p = <const pooling *> job
     cdef isize n = task // p.tasks_per_plane
     cdef isize c0 = task % p.tasks_per_plane * p.rows_per_task
     cdef isize channels = min(p.rows_per_task, p.g.c - c0)
+    if p.g.h * p.g.w > LARGE_PLANE:
+        large_plane(p, n, c0, scratch)
+        return
     p.kernels.mean_rows(
         pixel(&p.y, n, c0, 0, 0), p.y.step_c, pixel(&p.x, n, c0, 0, 0), p.x.step_c,
         channels, p.g.h * p.g.w, row_divisor(p, 0) * column_divisor(p, 0))

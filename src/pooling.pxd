@@ -8,12 +8,18 @@ from geometry cimport ceil_div, image, pixel, pool_geometry
 from kernels cimport cnn_kernels, cnn_share, isize
 
 
+# Pixels of a plane that are summed or filled at a stretch.
+cdef enum:
+    LARGE_PLANE = 1 << 20
+
+
 cdef struct span:
     isize first, last                   # steps of a window inside of the image
 
 
 cdef struct pooling:
     const cnn_kernels *kernels
+    int (*interrupted)() noexcept nogil
     pool_geometry g
     image x, y                          # y is grad_y, x grad_x in a backward
     image argmax                        # data NULL if it is not wanted
@@ -25,6 +31,14 @@ cdef struct pooling:
     isize *first
     char *divisors                      # forward: divisors; backward: reciprocals
     isize *offset                       # from a window's corner, for each code
+
+
+cdef inline bint stopped(const pooling *p, isize row, isize elements) noexcept nogil:
+    """Whether a task with a whole plane is to end before a row of so many elements.
+
+    To look costs more than a short row: only each 64th of those does.
+    """
+    return (row & 63 == 63 or elements >= 1 << 14) and p.interrupted() != 0
 
 
 cdef inline span inside(

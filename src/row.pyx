@@ -11,7 +11,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from geometry cimport Py_buffer, PyBuffer_Release, ceil_div, hold
 from kernels cimport (
-    CNN_LINEAR, CNN_RELU, CNN_RUNTIME, cnn_kernels, cnn_runtime, cnn_task, isize,
+    check, CNN_LINEAR, CNN_RELU, CNN_RUNTIME, cnn_kernels, cnn_runtime, cnn_task, isize,
     kernels_for,
 )
 
@@ -92,9 +92,7 @@ cdef int run(
     PyBuffer_Release(&vb)
     if bias is not None:
         PyBuffer_Release(&vc)
-    if failed:
-        raise MemoryError("linear: no memory for scratch space")
-    return 0
+    return check(failed, "linear")
 
 
 def forward(x, weight, bias, y, bint relu=False):

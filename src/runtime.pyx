@@ -2,13 +2,17 @@
 """Kernel set in use, number of threads, and how tasks run on them."""
 
 import os
+import threading
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange
 
 from kernels cimport (
-    CNN_RUNTIME, cnn_cpu_features, cnn_give, cnn_is_fork_child, cnn_kernel_sets,
-    cnn_runtime, cnn_scratch_held, cnn_take, cnn_task, cnn_watch_forks, isize,
+    CNN_INTERRUPTED, CNN_NO_MEMORY, CNN_RUNTIME, cnn_begin, cnn_cpu_features, cnn_end,
+    cnn_enter, cnn_give, cnn_guest, cnn_interrupted, cnn_is_fork_child, cnn_kernel_sets,
+    cnn_leave, cnn_runtime, cnn_scratch_held, cnn_take, cnn_task, cnn_watch_forks, cnn_work,
+    isize,
 )
 
 cdef extern from *:
@@ -20,6 +24,7 @@ cdef extern from *:
     #define CNN_OPENMP 0
     #define omp_get_max_threads() 1
     #define omp_in_parallel() 0
+    #define omp_get_thread_num() 0
     #endif
     #ifdef CNN_EXT_DEBUG
     #define CNN_DEBUG 1
@@ -31,6 +36,9 @@ cdef extern from *:
     int CNN_DEBUG
     int omp_get_max_threads() nogil
     int omp_in_parallel() nogil
+    int omp_get_thread_num() nogil
+    int PyErr_CheckSignals() noexcept
+    unsigned long cnn_thread_ident "PyThread_get_thread_ident"() nogil
 
 # Below this many multiply-adds (about 15 us on one core) a team of threads costs
 # more than it brings.
@@ -38,15 +46,45 @@ cdef double SERIAL_WORK = 0.5e6
 
 cdef cnn_runtime runtime
 
+# Python handles signals in this thread alone.
+cdef unsigned long main_thread
+
+
+cdef int ask() noexcept nogil:
+    """Let Python handle the signals that have come; 1 if a handler raised."""
+    with gil:
+        return PyErr_CheckSignals() != 0
+
+
+def set_main_thread(unsigned long ident):
+    """Ident of the thread that handles signals; after a fork, the child's own."""
+    global main_thread
+    main_thread = ident
+
 
 cdef int run(
     cnn_task task, void *job, isize tasks, size_t scratch, double work
 ) noexcept nogil:
+    return run_tasks(task, job, tasks, scratch, work, True)
+
+
+cdef int finish(
+    cnn_task task, void *job, isize tasks, size_t scratch, double work
+) noexcept nogil:
+    return run_tasks(task, job, tasks, scratch, work, False)
+
+
+cdef int run_tasks(
+    cnn_task task, void *job, isize tasks, size_t scratch, double work, bint may_stop
+) noexcept nogil:
     """Run tasks 0 .. tasks-1; which thread runs which never changes a result."""
     cdef isize i
-    cdef int threads = runtime.threads
-    cdef int failed = 0
+    cdef int threads = runtime.threads, flush = runtime.flush
+    cdef int failed = 0, stop = 0
     cdef void *memory = NULL
+    cdef cnn_guest outer
+    cdef int (*asker)() noexcept nogil
+    asker = NULL
     if tasks < threads:
         threads = <int> tasks
     if threads > 1 and (
@@ -55,24 +93,34 @@ cdef int run(
         threads = 1
     if threads > 1 and omp_get_max_threads() < threads:
         threads = omp_get_max_threads()
+    if may_stop and cnn_thread_ident() == main_thread:
+        asker = &ask
     if threads <= 1:
         memory = cnn_take(scratch)
         if memory == NULL:
-            return -1
-        for i in range(tasks):
-            task(job, i, <char *> memory)
+            return CNN_NO_MEMORY
+        outer = cnn_begin(&stop, asker, flush)
+        cnn_work(task, job, tasks, <char *> memory)
+        cnn_end(outer)
         cnn_give(memory)
-        return 0
+        return CNN_INTERRUPTED if stop else 0
     with parallel(num_threads=threads):
         memory = cnn_take(scratch)
+        if omp_get_thread_num() == 0:
+            outer = cnn_begin(&stop, asker, flush)
+        else:
+            outer = cnn_begin(&stop, NULL, flush)
         # handed out one by one: a core that is busy elsewhere delays one task only
         for i in prange(tasks, schedule="dynamic", chunksize=1):
-            if memory != NULL:
-                task(job, i, <char *> memory)
-            else:
+            if memory == NULL:
                 failed += 1
+            elif not cnn_interrupted():
+                task(job, i, <char *> memory)
+        cnn_end(outer)
         cnn_give(memory)
-    return -1 if failed else 0
+    if stop:
+        return CNN_INTERRUPTED
+    return CNN_NO_MEMORY if failed else 0
 
 
 def kernel_sets():
@@ -123,6 +171,16 @@ def scratch_held():
     return cnn_scratch_held()
 
 
+def address(buffer):
+    """Where the memory of `buffer` begins."""
+    cdef Py_buffer view
+    cdef size_t start
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    start = <size_t> view.buf
+    PyBuffer_Release(&view)
+    return start
+
+
 def get_threads():
     return runtime.threads
 
@@ -139,8 +197,24 @@ def set_strict(bint strict):
     runtime.strict = strict
 
 
+def get_flush():
+    return bool(runtime.flush)
+
+
+def set_flush(bint flush):
+    runtime.flush = flush
+
+
+main_thread = threading.main_thread().ident
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: set_main_thread(threading.get_ident()))
+runtime.enter = cnn_enter
+runtime.leave = cnn_leave
+runtime.interrupted = cnn_interrupted
+runtime.flush = 0
 runtime.strict = 0
 runtime.run = run
+runtime.finish = finish
 runtime.take = cnn_take
 runtime.give = cnn_give
 runtime.threads = 1

@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t
 
 from geometry cimport Py_buffer, PyBuffer_Release, ceil_div, hold
 from kernels cimport (
-    CNN_RUNTIME, cnn_cross_entropy, cnn_kernels, cnn_runtime, isize, kernels_for,
+    check, CNN_RUNTIME, cnn_cross_entropy, cnn_kernels, cnn_runtime, isize, kernels_for,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
@@ -122,6 +122,5 @@ def cross_entropy(
     PyBuffer_Release(&vs)
     if weights is not None:
         PyBuffer_Release(&vw)
-    if failed:
-        raise MemoryError("no memory for scratch space")
+    check(failed, "cross entropy")
     return None if wrong else (total, divisor)

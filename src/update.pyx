@@ -10,7 +10,7 @@ from libc.stdlib cimport free, malloc
 
 from geometry cimport Py_buffer, PyBuffer_Release, ceil_div, hold
 from kernels cimport (
-    CNN_ADAM, CNN_RMSPROP, CNN_RUNTIME, CNN_SGD, cnn_kernels, cnn_runtime, isize,
+    check, CNN_ADAM, CNN_RMSPROP, CNN_RUNTIME, CNN_SGD, cnn_kernels, cnn_runtime, isize,
     kernels_for,
 )
 
@@ -136,10 +136,8 @@ cdef int run(updating *u, double work) except -1:
     for i in range(u.count):
         total += u.parts[i].count
     with nogil:
-        failed = runtime.run(update_task, u, u.tasks, 0, work * total)
-    if failed:
-        raise MemoryError("no memory for scratch space")
-    return 0
+        failed = runtime.finish(update_task, u, u.tasks, 0, work * total)
+    return check(failed, "update")
 
 
 def step(int rule, list values, list grads, list kept, list numbers):

@@ -126,6 +126,12 @@ def test_parameters_and_arrays_that_change_between_steps():
     with pytest.raises(ValueError, match=r"read-only|not writ"):
         optimizer.step([q, p])
     np.testing.assert_array_equal(q.value, -2.5)
+    q.value = np.zeros(2)
+    optimizer.momentum = 0.0  # settings may change too
+    optimizer.step([q])
+    optimizer.momentum = 0.5
+    optimizer.step([q])
+    np.testing.assert_array_equal(q.value, -1 - (1 + 0.5 * 1.5))
     gone = weakref.ref(p)
     del p, parameter
     gc.collect()

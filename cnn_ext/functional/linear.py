@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _conv, _row
-from .._arrays import matrix, same_dtype, vector
+from .._arrays import contiguous, matrix, same_dtype, vector
 from .._geometry import ConvGeometry
 from ._checks import Array
 
@@ -69,19 +69,20 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """
     x = matrix(x, "x", "(N, C)")
     weight = matrix(weight, "weight", "(K, C)")
-    if x.shape[1] != weight.shape[1]:
-        raise ValueError(f"weight has {weight.shape[1]} inputs, x has {x.shape[1]}")
+    n, c = x.shape
+    k, inputs = weight.shape
+    if c != inputs:
+        raise ValueError(f"weight has {inputs} inputs, x has {c}")
     if bias is not None:
-        bias = vector(bias, "bias", weight.shape[0], f"weight has {weight.shape[0]}")
-    same_dtype(x, "x", weight=weight, bias=bias)
-    y = np.empty((x.shape[0], weight.shape[0]), x.dtype)
-    (n, c), k = x.shape, weight.shape[0]
+        bias = vector(bias, "bias", k, f"weight has {k}")
+    if x.dtype is not weight.dtype or not (bias is None or x.dtype is bias.dtype):
+        same_dtype(x, "x", weight=weight, bias=bias)
+    y = np.empty((n, k), x.dtype)
     if n == 1:
-        x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
-        _row.forward(x, weight, bias, y)
+        _row.forward(contiguous(x), contiguous(weight), bias, y)
     elif n:
         g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
-        w = as_filters(np.ascontiguousarray(weight))
+        w = as_filters(contiguous(weight))
         _conv.conv2d(g, as_row(x), w, bias, as_row(y))
     return y
 
@@ -94,15 +95,15 @@ def linear_backward_input(grad_y: Array, weight: Array) -> Array:
         raise ValueError(
             f"weight has {weight.shape[0]} outputs, grad_y has {grad_y.shape[1]}"
         )
-    same_dtype(grad_y, "grad_y", weight=weight)
+    if grad_y.dtype is not weight.dtype:
+        same_dtype(grad_y, "grad_y", weight=weight)
     n, (k, c) = grad_y.shape[0], weight.shape
     grad_x = np.empty((n, c), grad_y.dtype)
     if n == 1:
-        grad_y, weight = np.ascontiguousarray(grad_y), np.ascontiguousarray(weight)
-        _row.backward_input(grad_y, weight, grad_x)
+        _row.backward_input(contiguous(grad_y), contiguous(weight), grad_x)
     elif n:
         g = ConvGeometry.of((1, k, 1, c), (n, k, 1, 1))
-        filters = as_filters(np.ascontiguousarray(grad_y))
+        filters = as_filters(contiguous(grad_y))
         _conv.conv2d(g, as_planes(weight), filters, None, as_planes(grad_x))
     return grad_x
 
@@ -113,12 +114,12 @@ def linear_backward_weight(grad_y: Array, x: Array) -> Array:
     x = matrix(x, "x", "(N, C)")
     if grad_y.shape[0] != x.shape[0]:
         raise ValueError(f"grad_y has {grad_y.shape[0]} rows, x has {x.shape[0]}")
-    same_dtype(grad_y, "grad_y", x=x)
+    if grad_y.dtype is not x.dtype:
+        same_dtype(grad_y, "grad_y", x=x)
     (n, c), k = x.shape, grad_y.shape[1]
     grad_weight = np.zeros((k, c), x.dtype)
     if n == 1:
-        grad_y, x = np.ascontiguousarray(grad_y), np.ascontiguousarray(x)
-        _row.backward_weight(grad_y, x, grad_weight)
+        _row.backward_weight(contiguous(grad_y), contiguous(x), grad_weight)
     elif n and by_columns(n, k):
         g = ConvGeometry.of((1, n, 1, c), (k, n, 1, 1))
         filters = as_filters(np.ascontiguousarray(grad_y.T))

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from cnn_ext import functional as F
-from cnn_ext._geometry import ConvGeometry, checked_size, pair
-from cnn_ext._transposed import (
-    TransposedGeometry,
+from cnn_ext._geometry import ConvGeometry, TransposedGeometry, checked_size, pair
+from cnn_ext.functional import (
     conv_transpose2d,
     conv_transpose2d_backward_bias,
     conv_transpose2d_backward_input,

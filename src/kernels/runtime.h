@@ -13,13 +13,24 @@ typedef struct {
     const cnn_kernel_set *set;
     int threads;
     int strict; /* direct sums only */
+    int flush;  /* subnormals are zeros */
     /* Runs every task once, in any order; `work` estimates the multiply-adds (or
-       elements moved) of them all. 0, or -1 if scratch memory ran out. */
+       elements moved) of them all. 0, or CNN_NO_MEMORY, or CNN_INTERRUPTED. */
     int (*run)(cnn_task, void *job, isize tasks, size_t scratch, double work);
+    /* The same to the end, whatever signals come: for what must not stay half done. */
+    int (*finish)(cnn_task, void *job, isize tasks, size_t scratch, double work);
     /* Scratch memory, aligned to 64 bytes and kept for the next call. */
     void *(*take)(size_t bytes);
     void (*give)(void *scratch);
+    /* The CPU's floating-point state as results are defined by, and back. */
+    unsigned long long (*enter)(int flush);
+    void (*leave)(unsigned long long before);
+    /* Whether the call under way is to stop: a long task looks now and then. */
+    int (*interrupted)(void);
 } cnn_runtime;
+
+/* How a pass may fail; after an interrupt Python's exception is set. */
+enum { CNN_NO_MEMORY = -1, CNN_INTERRUPTED = -2 };
 
 #define CNN_RUNTIME "cnn_ext._runtime.runtime"
 
@@ -28,5 +39,23 @@ void cnn_give(void *scratch);
 size_t cnn_scratch_held(void);
 void cnn_watch_forks(void);
 int cnn_is_fork_child(void);
+
+unsigned long long cnn_enter(int flush);
+void cnn_leave(unsigned long long before);
+
+/* What a thread works for: one call, or nothing. */
+typedef struct {
+    int *stop;        /* the call's: set once, seen by its whole team */
+    int (*ask)(void); /* in the thread that may ask Python; 1 if it is to stop */
+    int flush;
+    unsigned long long before; /* the caller's floating-point state */
+} cnn_guest;
+
+/* Begin work for a call; what is returned, the work outside of it, is for the end. */
+cnn_guest cnn_begin(int *stop, int (*ask)(void), int flush);
+void cnn_end(cnn_guest outer);
+int cnn_interrupted(void);
+/* All tasks in this thread, or those before an interrupt. */
+void cnn_work(cnn_task task, void *job, isize tasks, char *scratch);
 
 #endif

@@ -11,7 +11,10 @@
 
 typedef ptrdiff_t isize;
 
-enum { CNN_ZERO, CNN_ADD, CNN_BIAS };             /* what a tile starts from */
+#define CACHE_LINE 64
+
+/* what a tile starts from; a bias is for each column, or for each row */
+enum { CNN_ZERO, CNN_ADD, CNN_BIAS, CNN_BIAS_ROWS };
 /* what a pass ends with; tiles know the first two */
 enum { CNN_LINEAR, CNN_RELU, CNN_RELU6 };
 /* the passes element by element */
@@ -37,14 +40,17 @@ typedef struct {
     const void *const *a;     /* mr row pointers; every one must be readable */
     isize a_next;             /* from batch to batch: pointers to go on by, */
     isize a_move;             /* and elements to go on by, */
+    const isize *a_at;        /* and elements of its own for each batch, or NULL */
     isize a_from;             /* after this many at first */
     isize a_step;             /* from k to k + 1 */
     const void *b;
     isize b_move, b_step;     /* from batch to batch, from k to k + 1 */
     void *const *c;           /* mr pointers too: rows may lie anywhere */
     isize c_move;             /* elements from each of them to column 0 */
-    const void *bias;         /* a value per column, vectors * lanes readable */
+    const void *bias;         /* a value per column, vectors * lanes readable; or per
+                                 row, `rows` readable */
     int start, activation;
+    const void *next;         /* where the next tile's rows of A lie, or NULL */
 } cnn_tile;
 
 /* C[rows x cols] = start + sum over k < depth of A(i, k) B(k, j), B's rows being
@@ -82,6 +88,45 @@ typedef struct {
     isize rows, cols;
     void (*run)(const cnn_dot_tile *);
 } cnn_dot_kernel;
+
+/* Lines of memory to fetch ahead of time: rows of `row` runs of `run` lines. */
+typedef struct {
+    const char *at;
+    isize left;               /* lines in all */
+    isize run, of_run;        /* lines of a run; what is left of this one */
+    isize jump;               /* bytes from a run's end to the next one */
+    isize row, of_row, row_jump;
+} cnn_lines;
+
+/* C[rows x cols] = (C) + sum over batches and k < depth of A(i, k) B(k, j), A by row
+ * pointers, B and C rows of vectors. */
+typedef struct {
+    isize rows, cols, batches, depth;
+    const void *const *a;     /* each of the kernel's rows must be readable */
+    isize a_from, a_move, a_step;
+    const void *b;
+    isize b_move, b_step;
+    void *c;
+    isize c_step;
+    int start;
+    cnn_lines *next;
+} cnn_gradient_tile;
+
+typedef struct {
+    isize rows;
+    void (*run[2])(const cnn_gradient_tile *);  /* [vectors - 1] */
+} cnn_gradient_kernel;
+
+/* Outputs [first, last) of a row, pixels of `channels` channels side by side. */
+typedef struct {
+    isize rows, cols;         /* of taps */
+    const void *const *x;     /* for each row of taps its source row, column 0 */
+    const isize *dx;          /* for each column of taps output 0's source column */
+    const isize *tap;         /* [row][col]: element of the tap's weights */
+    isize stride, width;      /* columns from output to output, columns there are */
+    isize x_step, y_step;     /* elements from pixel to pixel */
+    isize channels, first, last;
+} cnn_depthwise;
 
 /* `count` neighbouring outputs, each over a window of rows x cols pixels. */
 typedef struct {
@@ -158,14 +203,14 @@ typedef struct {
 
     const cnn_plane_kernel *plane_tile;   /* by rising rows, ends with rows = 0 */
     const cnn_dot_kernel *dot_tile;       /* for few rows, then for more */
-    /* one channel in and out: y[p] = bias + sum over taps x[p + at] * weight[tap],
-       weights and sums [tap][channel] */
-    void (*depthwise)(void *y, isize y_step, const void *x, isize x_step,
-                      const isize *at, isize taps, const void *weight,
-                      isize channels, isize count, const void *bias, int activation);
-    void (*depthwise_gradient)(void *sums, const void *grad_y, isize grad_y_step,
-                               const void *x, isize x_step, const isize *at,
-                               isize taps, isize channels, isize count);
+    const cnn_gradient_kernel *gradient_tile;  /* by falling rows, ends with rows = 0 */
+    /* y[first ...] = bias + sum over taps of x * weight; whole vectors of weight and
+       bias are read */
+    void (*depthwise)(const cnn_depthwise *, void *y, const void *weight,
+                      const void *bias, int activation);
+    /* sums[tap] += sum over the row of grad_y * x; whole vectors of sums */
+    void (*depthwise_gradient)(const cnn_depthwise *, void *sums,
+                               const void *grad_y);
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
     /* by CNN_ACT_...; y may be x, grad_x may be grad_y or kept, which is y, or x where

@@ -78,20 +78,26 @@ static void (*const FN(updates)[])(void *, const void *, void *const *, isize,
                                    const double *) = {FN(sgd), FN(adam), FN(rmsprop)};
 
 /* in double: squares of floats neither overflow nor vanish there */
-typedef double FN(wide) __attribute__((vector_size(VBYTES * 8 / sizeof(REAL))));
+typedef double FN(wide) __attribute__((vector_size(VBYTES), aligned(sizeof(REAL))));
+typedef REAL FN(narrow) __attribute__((
+    vector_size(VBYTES / sizeof(double) * sizeof(REAL)), aligned(sizeof(REAL))));
 
 static double FN(sum_squares)(const void *x_, isize count)
 {
     const REAL *x = x_;
-    FN(wide) sum[2] = {{0}};
-    for (isize at = 0; at < count; at += LANES) {
-        VEC v = FN(load_some)(x + at, count - at);
-        FN(wide) d = __builtin_convertvector(v, FN(wide));
-        sum[at / LANES & 1] += d * d;
-    }
-    sum[0] += sum[1];
+    const isize lanes = VBYTES / sizeof(double);
+    FN(wide) sum[4] = {{0}};
+    isize at = 0;
+    for (; at + 4 * lanes <= count; at += 4 * lanes)
+        UNROLL for (int k = 0; k < 4; k++) {
+            FN(narrow) v = *(const FN(narrow) *)(x + at + k * lanes);
+            FN(wide) d = __builtin_convertvector(v, FN(wide));
+            sum[k] += d * d;
+        }
     double total = 0;
-    for (int lane = 0; lane < LANES; lane++) total += sum[0][lane];
+    for (; at < count; at++) total += (double)x[at] * (double)x[at];
+    sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (isize lane = 0; lane < lanes; lane++) total += sum[0][lane];
     return total;
 }
 

@@ -53,9 +53,28 @@ static inline void FN(store_some)(REAL *p, VEC v, isize n)
 
 static inline VEC FN(splat)(REAL value) { return value - (VEC){0}; }
 
+/* Load once: compilers would rather load again for every use of v. */
+static inline void FN(keep)(VEC *v)
+{
+#if VBYTES == 64
+    __asm__("" : "+v"(*v));
+#elif defined(__x86_64__) || defined(_M_X64)
+    __asm__("" : "+x"(*v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(*v));
+#else
+    (void)v;
+#endif
+}
+
 static inline VEC FN(select)(IVEC mask, VEC yes, VEC no)
 {
     return (VEC)((mask & (IVEC)yes) | (~mask & (IVEC)no));
+}
+
+static inline VEC FN(relu_of)(VEC v) /* NaN stays NaN */
+{
+    return FN(select)((IVEC)(v <= 0), (VEC){0}, v);
 }
 
 /* correctly rounded square roots */

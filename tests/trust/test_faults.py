@@ -32,24 +32,36 @@ class Counting(cnn_ext.SGD):
         if self.count == self.most:
             raise StopIteration
 
+large = {large}  # steps of a second each: the signal comes in the middle of one
+
+def net():
+    if not large:
+        return network()
+    rng = np.random.default_rng(0)
+    return cnn_ext.Sequential(
+        cnn_ext.Conv2d(1, 64, 5, padding=2, seed=rng), cnn_ext.ReLU(),
+        cnn_ext.Conv2d(64, 64, 5, padding=2, seed=rng), cnn_ext.MaxPool2d(2),
+        cnn_ext.Flatten(), cnn_ext.Linear(64 * 8 * 8, 10, seed=rng))
+
 def train(most=-1):
-    model, optimizer = network(), Counting(lr=0.01, momentum=0.9)
+    model, optimizer = net(), Counting(lr=0.01, momentum=0.9)
     optimizer.most = most
     caught = None
     try:
         print("training", flush=True)
         cnn_ext.fit(model, samples(512), optimizer=optimizer, epochs=10**6,
-                    batch_size=16, seed=0, verbose=0)
+                    batch_size=512 if large else 16, seed=0, verbose=0)
     except (KeyboardInterrupt, StopIteration):
         caught = time.time()
     return model, optimizer, caught
 
 model, optimizer, caught = train()
 print(repr(caught), optimizer.count, flush=True)
-again = train(optimizer.count)[0] if optimizer.count else network()
+again = train(optimizer.count)[0] if optimizer.count else net()
 for p, q in zip(model.parameters(), again.parameters(), strict=True):
     assert p.value.tobytes() == q.value.tobytes(), p
     assert np.isfinite(p.value).all()
+assert optimizer.count <= 3 or not large
 # it goes on from there
 cnn_ext.fit(model, samples(32), optimizer=optimizer, epochs=1, verbose=0)
 print("fine")
@@ -57,9 +69,11 @@ print("fine")
 
 
 @pytest.mark.skipif(not POSIX, reason="sends the signal as POSIX does")
-@pytest.mark.parametrize("delay", [0.01, 0.13, 0.4])
-def test_ctrl_c_ends_training_between_two_steps(delay):
-    program = start("-c", TRAIN, OMP_NUM_THREADS="2")
+@pytest.mark.parametrize(
+    "large, delay", [(False, 0.01), (False, 0.13), (False, 0.4), (True, 0.3)]
+)
+def test_ctrl_c_ends_training_with_whole_steps(large, delay):
+    program = start("-c", TRAIN.format(large=large), OMP_NUM_THREADS="2")
     assert program.stdout.readline() == "training\n"
     time.sleep(delay)
     sent = time.time()
@@ -74,55 +88,112 @@ def test_ctrl_c_ends_training_between_two_steps(delay):
     assert float(caught) - sent < 1
 
 
-CALL = """
-import time
+@pytest.mark.skipif(not POSIX, reason="sends the signal as POSIX does")
+@pytest.mark.parametrize(
+    "size, kind", [(2e7, "winograd"), (4e7, "one plane, 3x3")]
+)
+def test_ctrl_c_ends_a_long_call(size, kind):
+    said = run("-m", "trust.interrupts", str(size), kind, OMP_NUM_THREADS="1").stdout
+    assert "worst" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not POSIX, reason="sends the signal as POSIX does")
+def test_ctrl_c_ends_every_call_on_arrays_of_2_gb():
+    run("-m", "trust.interrupts", "2e9", timeout=4 * 3600, OMP_NUM_THREADS="1")
+
+
+HANDLED = """
+import signal, threading, time
 import numpy as np
 import cnn_ext
 from cnn_ext import functional as F
 
 cnn_ext.set_num_threads({threads})
-x = np.ones((16, 32, 96, 96), "f")
-w = np.ones((32, 32, 3, 3), "f")
-y = F.conv2d(x, w, padding=1)
-z, argmax = F.max_pool2d(x, 3, stride=1, padding=1, return_argmax=True)
-call = dict(
-    forward=lambda: F.conv2d(x, w, padding=1, out=y),
-    backward_input=lambda: F.conv2d_backward_input(y, w, x.shape, padding=1, out=x),
-    backward_weight=lambda: F.conv2d_backward_weight(y, x, w.shape, padding=1),
-    pool=lambda: F.max_pool2d(x, 3, stride=1, padding=1, out=z),
-    pool_backward=lambda: F.max_pool2d_backward(
-        z, argmax, x.shape, 3, stride=1, padding=1, out=x),
-)["{which}"]
-call()
-print("calling", flush=True)
+rng = np.random.default_rng(0)
+x = rng.standard_normal((16, 32, 96, 96)).astype("f")
+w = rng.standard_normal((32, 32, 5, 5)).astype("f")
+small, kernel = x[:4, :, :20, :20], w[:, :, :3, :3]
+wanted, inside = F.conv2d(x, w), F.conv2d(small, kernel)
+handled = []
+
+def handle(number, frame):
+    # the same operators, inside of a call of theirs
+    handled.append(F.conv2d(small, kernel).tobytes() == inside.tobytes())
+
+before = x.tobytes()
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.06)
+end = time.monotonic() + 60
+while len(handled) < 4 and time.monotonic() < end:
+    assert F.conv2d(x, w).tobytes() == wanted.tobytes()
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert handled == [True] * len(handled) and len(handled) >= 4, handled
+
+# what a handler raises is what the call raises; then all is as it was
+def refuse(number, frame):
+    raise ArithmeticError("from the handler")
+
+signal.signal(signal.SIGALRM, refuse)
+for _ in range(3):
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        while time.monotonic() < end:
+            F.conv2d(x, w)
+    except ArithmeticError as error:
+        assert str(error) == "from the handler"
+    else:
+        raise AssertionError("the signal was lost")
+assert x.tobytes() == before and F.conv2d(x, w).tobytes() == wanted.tobytes()
+
+# a call in another thread is not the one that ends
+found = []
+thread = threading.Thread(target=lambda: found.append(F.conv2d(x, w).tobytes()))
+thread.start()
+signal.setitimer(signal.ITIMER_REAL, 0.02)
 try:
-    while True:
-        call()
-except KeyboardInterrupt:
-    caught = time.time()
-call()
-y = F.conv2d(np.ones((1, 1, 5, 5), "f"), np.ones((1, 1, 3, 3), "f"))
-assert (y == 9).all()
-print(repr(caught))
+    time.sleep(60)
+except ArithmeticError:
+    pass
+else:
+    raise AssertionError("the signal was lost")
+thread.join()
+assert found == [wanted.tobytes()]
+print("fine")
 """
 
 
-@pytest.mark.skipif(not POSIX, reason="sends the signal as POSIX does")
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(
-    "which", ["forward", "backward_input", "backward_weight", "pool", "pool_backward"]
-)
-def test_ctrl_c_ends_a_loop_of_calls(which, threads):
-    program = start(
-        "-c", CALL.format(which=which, threads=threads), OMP_NUM_THREADS="2"
-    )
-    assert program.stdout.readline() == "calling\n"
-    time.sleep(0.1)
-    sent = time.time()
-    program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=120)
-    assert program.returncode == 0, err
-    assert float(out) - sent < 1
+@pytest.mark.skipif(not POSIX, reason="timers of POSIX")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_handlers_of_signals_run_inside_of_a_call(threads):
+    said = run("-c", HANDLED.format(threads=threads), OMP_NUM_THREADS="3").stdout
+    assert said == "fine\n"
+
+
+FORKED = """
+import os, signal, time
+import numpy as np
+import cnn_ext
+from cnn_ext import functional as F
+
+x, w = np.ones((64, 32, 96, 96), "f"), np.ones((32, 32, 5, 5), "f")
+F.conv2d(x[:1], w)
+child = os.fork()
+if child == 0:
+    try:
+        while True:
+            F.conv2d(x, w)
+    except KeyboardInterrupt:
+        os._exit(7)
+time.sleep(0.3)
+os.kill(child, signal.SIGINT)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
+@pytest.mark.skipif(not POSIX, reason="no fork on this system")
+def test_ctrl_c_ends_a_call_in_a_forked_child():
+    run("-c", FORKED, OMP_NUM_THREADS="2")
 
 
 NO_MEMORY = """
