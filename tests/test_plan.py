@@ -222,6 +222,64 @@ def test_a_plan_computes_what_the_layers_compute(name, n):
     assert len(model._plans) > 0
 
 
+def _random_graph(seed):
+    """A graph in which any layer may follow any, and any value be read again."""
+    rng = np.random.default_rng(seed)
+    own = {"seed": rng, **F64}
+    x = Input((3, 6, 6))
+    values = [x]
+    shared = {}
+
+    def pick(same=None):
+        fits = [v for v in values if same is None or v.shape == same]
+        return fits[-1 - min(int(rng.geometric(0.6)) - 1, len(fits) - 1)]
+
+    for _ in range(int(rng.integers(4, 16))):
+        h = pick()
+        c = h.shape[0]
+        kind = rng.integers(11)
+        if kind <= 2:
+            key = c, int(rng.choice([2, 16, 20]))
+            conv = Conv2d(*key, int(rng.choice([1, 3])), padding="same", **own)
+            h = shared.setdefault(key, conv)(h)
+        elif kind == 3:
+            h = shared.setdefault(c, BatchNorm2d(c, **own, **DRAWN))(h)
+        elif kind <= 5:
+            h = [ReLU, ReLU6, Tanh][rng.integers(3)]()(h)
+        elif kind == 6 and h.shape[1] > 2:
+            h = [MaxPool2d(2, 1), AvgPool2d(2, 1), MaxPool2d(2)][rng.integers(3)](h)
+        elif kind == 7:
+            h = h + pick(h.shape)
+        elif kind == 8:
+            others = [v for v in values if v.shape[1:] == h.shape[1:]]
+            h = Concat()(h, others[rng.integers(len(others))])
+        elif kind == 9:
+            h = Both()(h, pick(h.shape))
+        else:
+            h = Scale(c)(h)
+        values.append(h)
+    return Model(x, values[-1] if values[-1] is not x else Tanh()(x))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_graphs(seed):
+    model = _random_graph(seed)
+    x = _images(model, 1 + seed % 3)
+    y, grad_y, grad_x, grads, _ = _layer_by_layer(model, x)
+    assert _relative(model(x), model._forward(x, False)[0]) < 1e-11
+    actual, pullback = model.copy().vjp(x)
+    assert _relative(actual, y) < 1e-10
+    for _ in range(2):
+        actual_x, actual_grads = pullback(grad_y)
+        assert _relative(actual_x, grad_x) < 1e-8
+        for key, grad in grads.items():
+            assert _relative(actual_grads[key], grad) < 1e-8, key
+    run = model._run(x, True)
+    _, actual_grads = run.backward(grad_y, False)
+    for key, grad in grads.items():
+        assert _relative(actual_grads[key], grad) < 1e-8, key
+
+
 def test_what_is_fused():
     def steps(model, n, train):
         return [s.what for s in model.plan((n, *model.input_shape), train).steps]
@@ -291,12 +349,12 @@ def test_values_that_live_at_one_time_do_not_overlap():
 
 def test_nothing_read_was_not_written():
     """Memory of other runs, or of none, does not matter: here it is all NaN."""
-    for name in ("lenet5", "resnet20", "mobilenet-v2"):
-        model = zoo.build(name, seed=0)
+    models = [ZOO[name] for name in ("lenet5", "resnet20", "mobilenet-v2")]
+    for model in (*models, *MODELS.values(), *map(_random_graph, range(10))):
         x = _images(model, 2)
         expected = model.copy().vjp(x)
-        g = np.ones_like(expected[0])
-        plan = model.plan(x.shape, input_gradient=True)
+        model, g = model.copy(), np.ones_like(expected[0])
+        plan = model.plan(x.shape, dtype=x.dtype, input_gradient=True)
         run = plan.start(x)
         run._space._memory.view(np.uint8)[...] = 0xFF
         run.close()
