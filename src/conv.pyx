@@ -281,8 +281,7 @@ def prepare_conv2d(object sizes, weight, bias, bint channels_last, prepared=None
     cdef correlation c
     cdef isize size = 0
     cdef int failed = 0
-    if make_tables(&tables, g.r * g.s):
-        raise MemoryError("prepare_conv2d: no memory for its scratch space")
+    check(make_tables(&tables, g.r * g.s), "prepare_conv2d")
     hold(weight, &vw, False)
     c = forward_of(
         &g, &tables,
@@ -382,8 +381,7 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
         DIRECT: "direct", PLANES: "planes", DEPTHWISE: "depthwise",
         WINOGRAD: "winograd", COLUMNS: "columns",
     }
-    if make_tables(&tables, g.r * g.s):
-        raise MemoryError("explain_conv2d: no memory for its scratch space")
+    check(make_tables(&tables, g.r * g.s), "explain_conv2d")
     c = forward_of(&g, &tables, x, NULL, NULL, y, CNN_LINEAR)
     c.kernels = kernels_for(runtime, itemsize)
     c.block = c.kernels.lanes * c.kernels.vectors

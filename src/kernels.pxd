@@ -2,6 +2,7 @@
 # use, `runtime.set.f32` and `.f64`, are the only float/double branch.
 
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t
 
 ctypedef ptrdiff_t isize
 
@@ -14,6 +15,18 @@ cdef extern from "table.h" nogil:
     cdef enum:
         CNN_LINEAR
         CNN_RELU
+        CNN_RELU6
+    cdef enum:
+        CNN_ACTIVATIONS
+    cdef enum:
+        CNN_SGD
+        CNN_ADAM
+        CNN_RMSPROP
+
+    ctypedef struct cnn_cross_entropy:
+        const double *weights
+        double keep, share, all_shares, factor
+        int64_t ignored
 
     ctypedef struct cnn_tile:
         isize rows, cols, batches, depth
@@ -37,11 +50,18 @@ cdef extern from "table.h" nogil:
 
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
-        const isize *first
+        const void *first
+        isize runs, x_run, y_run, code_run
 
     ctypedef struct cnn_share:
         isize at, code
         double scale
+
+    ctypedef struct cnn_gather:
+        isize count, phases
+        const cnn_share *share
+        const isize *shares
+        isize runs, x_run, y_run
 
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
@@ -131,25 +151,55 @@ cdef extern from "table.h" nogil:
         void (*depthwise_gradient)(
             const cnn_depthwise *, void *, const void *) noexcept nogil
         const cnn_winograd *winograd
-        void (*relu)(void *, const void *, isize) noexcept nogil
-        void (*relu_backward)(
-            void *, const void *, const void *, isize) noexcept nogil
-        void (*quadratic_backward)(
+        void (**activation)(
+            void *, const void *, isize, double, double) noexcept nogil
+        void (**delta)(
             void *, const void *, const void *, isize, double, double, double
         ) noexcept nogil
+        void (*add)(
+            void *, const void *, const void *, isize, int) noexcept nogil
+        void (*moments)(
+            double *, double *, const void *, isize, isize, int, isize, void *
+        ) noexcept nogil
+        void (*normalize)(
+            void *, const void *, const void *, const void *, const void *, isize,
+            isize, int, int) noexcept nogil
+        void (*error_sums)(
+            double *, double *, const void *, const void *, const void *, const void *,
+            const void *, isize, isize, int, int, void *) noexcept nogil
+        void (*normalize_backward)(
+            void *, const void *, const void *, const void *, isize, isize, isize, int,
+            int) noexcept nogil
+        void (**update)(
+            void *, const void *, void **, isize, const double *) noexcept nogil
+        double (*sum_squares)(const void *, isize) noexcept nogil
+        void (*scale_by)(void *, isize, double) noexcept nogil
+        void (*clip)(void *, isize, double) noexcept nogil
+        void (*cross_entropy)(
+            void *, void *, const void *, const int64_t *, isize, isize,
+            const cnn_cross_entropy *) noexcept nogil
+        void (*row_dots)(
+            void *, const void *, const void *, isize, isize, const void *, int
+        ) noexcept nogil
+        void (*row_times)(
+            void *, const void *, const void *, isize, isize, isize) noexcept nogil
+        void (*row_outer)(
+            void *, const void *, const void *, isize, isize) noexcept nogil
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil
         void (*sum_window)(
             void *, const void *, const cnn_window *, double, const void *
         ) noexcept nogil
         void (*max_backward)(
-            void *, isize, const void *, const void *, int, const cnn_share *, isize
+            void *, const void *, const void *, int, const cnn_gather *
         ) noexcept nogil
         void (*max_scatter)(
             void *, isize, isize, const void *, const void *, int, const isize *
         ) noexcept nogil
         void (*sum_backward)(
-            void *, isize, const void *, const cnn_share *, isize) noexcept nogil
+            void *, const void *, const cnn_gather *) noexcept nogil
+        void (*scale_row)(
+            void *, const void *, isize, double, const void *) noexcept nogil
         void (*sum_spread)(
             void *, isize, isize, isize, const void *, double, const void *
         ) noexcept nogil
@@ -176,6 +226,7 @@ cdef extern from "runtime.h" nogil:
         int strict
         int flush
         int (*run)(cnn_task, void *, isize, size_t, double) noexcept nogil
+        int (*finish)(cnn_task, void *, isize, size_t, double) noexcept nogil
         void *(*take)(size_t) noexcept nogil
         void (*give)(void *) noexcept nogil
         unsigned long long (*enter)(int) noexcept nogil

@@ -406,7 +406,8 @@ cdef inline void copy_errors(
 
 cdef inline void join_rows(gradient_of_weight *w) noexcept nogil:
     """Images and rows of a 1x1 kernel's pixels become as few runs as can be."""
-    if (w.taps.count != 1 or w.taps.dy[0] != 0 or w.taps.dx[0] != 0
+    if (w.grad_y.n == 0 or w.taps.count != 1
+            or w.taps.dy[0] != 0 or w.taps.dx[0] != 0
             or (w.grad_y.h - 1) * w.taps.sy >= w.x.h
             or (w.grad_y.w - 1) * w.taps.sx >= w.x.w):
         return

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from cnn_ext._erf import erfc, normal_cdf
 from cnn_ext.checkpoint import CheckpointError, load, save
 from cnn_ext.gradcheck import gradcheck
 from cnn_ext.layers import (
@@ -367,35 +366,6 @@ def test_layers_may_share_one_generator():
 
 
 # -- meaning -------------------------------------------------------------------------
-
-
-def test_erfc_to_float64_precision():
-    x = np.concatenate(
-        [np.linspace(-7, 26, 20001), [0.0, -0.0, 1e-300, np.inf, -np.inf]]
-    )
-    expected = np.array([math.erfc(v) for v in x])
-    np.testing.assert_allclose(erfc(x), expected, rtol=1e-15)
-    assert np.isnan(erfc(np.array([np.nan, 1.0]))).tolist() == [True, False]
-
-
-def test_normal_cdf_in_any_memory_order():
-    x = _x((2, 3, 4, 5))
-    expected = np.array(
-        [0.5 * math.erfc(-v / math.sqrt(2)) for v in x.ravel()]
-    ).reshape(x.shape)
-    np.testing.assert_allclose(normal_cdf(x), expected, rtol=1e-13)
-    for view in (
-        np.s_[:, ::2],
-        np.s_[:, ::-1],
-        np.s_[..., ::-2],
-        np.s_[:, :, 1:2, 2:],
-        np.s_[:0],
-    ):
-        np.testing.assert_allclose(normal_cdf(x[view]), expected[view], rtol=1e-13)
-        turned = x[view].transpose(3, 0, 2, 1)
-        np.testing.assert_array_equal(
-            normal_cdf(turned), normal_cdf(x[view]).transpose(3, 0, 2, 1)
-        )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,13 +1,15 @@
-"""Linear maps: convolutions of images of one row, N pixels wide.
+"""Linear maps: convolutions with one tap of images of one row.
 
-The compiled passes take a matrix (N, C) for the image (1, C, 1, N) that it is.
+Which of the two operands are the pixels is a matter of speed: forward, and in the
+gradient of the weights, the rows of x; in the gradient of x, and in that of the weights
+where rows or outputs are few, the columns. A single row has passes of its own.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .. import _conv
+from .. import _conv, _row
 from .._arrays import contiguous, matrix, same_dtype, vector
 from .._geometry import ConvGeometry
 from ._checks import Array
@@ -19,9 +21,28 @@ __all__ = [
     "linear_backward_weight",
 ]
 
+# Below this many rows or columns vectors over them stay half empty.
+_FEW = 16
 
-def _geometry(n: int, c: int, k: int) -> ConvGeometry:
-    return ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
+
+def as_row(x: Array) -> Array:
+    """A matrix as one image: a pixel a row."""
+    return x.T[None, :, None, :]
+
+
+def as_planes(x: Array) -> Array:
+    """A matrix as one image: a channel a row, a pixel a column."""
+    return x[None, :, None, :]
+
+
+def as_filters(x: Array) -> Array:
+    """A matrix as filters of one tap: a filter a row."""
+    return x[:, :, None, None]
+
+
+def by_columns(n: int, k: int) -> bool:
+    """Whether pixels are columns of x in the gradient of the weights."""
+    return n < _FEW or k < _FEW
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -57,8 +78,12 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     if x.dtype is not weight.dtype or not (bias is None or x.dtype is bias.dtype):
         same_dtype(x, "x", weight=weight, bias=bias)
     y = np.empty((n, k), x.dtype)
-    if n:
-        _conv.conv2d(_geometry(n, c, k), x, contiguous(weight), bias, y)
+    if n == 1:
+        _row.forward(contiguous(x), contiguous(weight), bias, y)
+    elif n:
+        g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
+        w = as_filters(contiguous(weight))
+        _conv.conv2d(g, as_row(x), w, bias, as_row(y))
     return y
 
 
@@ -66,16 +91,20 @@ def linear_backward_input(grad_y: Array, weight: Array) -> Array:
     """Gradient of `linear` in its input: ``grad_y @ weight``, (N, C)."""
     grad_y = matrix(grad_y, "grad_y", "(N, K)")
     weight = matrix(weight, "weight", "(K, C)")
-    n, k = grad_y.shape
-    outputs, c = weight.shape
-    if k != outputs:
-        raise ValueError(f"weight has {outputs} outputs, grad_y has {k}")
+    if grad_y.shape[1] != weight.shape[0]:
+        raise ValueError(
+            f"weight has {weight.shape[0]} outputs, grad_y has {grad_y.shape[1]}"
+        )
     if grad_y.dtype is not weight.dtype:
         same_dtype(grad_y, "grad_y", weight=weight)
+    n, (k, c) = grad_y.shape[0], weight.shape
     grad_x = np.empty((n, c), grad_y.dtype)
-    if n:
-        g = _geometry(n, c, k)
-        _conv.conv2d_backward_input(g, grad_y, contiguous(weight), grad_x)
+    if n == 1:
+        _row.backward_input(contiguous(grad_y), contiguous(weight), grad_x)
+    elif n:
+        g = ConvGeometry.of((1, k, 1, c), (n, k, 1, 1))
+        filters = as_filters(contiguous(grad_y))
+        _conv.conv2d(g, as_planes(weight), filters, None, as_planes(grad_x))
     return grad_x
 
 
@@ -83,15 +112,22 @@ def linear_backward_weight(grad_y: Array, x: Array) -> Array:
     """Gradient of `linear` in its weight: ``grad_y.T @ x``, (K, C)."""
     grad_y = matrix(grad_y, "grad_y", "(N, K)")
     x = matrix(x, "x", "(N, C)")
-    rows, k = grad_y.shape
-    n, c = x.shape
-    if rows != n:
-        raise ValueError(f"grad_y has {rows} rows, x has {n}")
+    if grad_y.shape[0] != x.shape[0]:
+        raise ValueError(f"grad_y has {grad_y.shape[0]} rows, x has {x.shape[0]}")
     if grad_y.dtype is not x.dtype:
         same_dtype(grad_y, "grad_y", x=x)
+    (n, c), k = x.shape, grad_y.shape[1]
     grad_weight = np.zeros((k, c), x.dtype)
-    if n:
-        _conv.conv2d_backward_weight(_geometry(n, c, k), grad_y, x, grad_weight)
+    if n == 1:
+        _row.backward_weight(contiguous(grad_y), contiguous(x), grad_weight)
+    elif n and by_columns(n, k):
+        g = ConvGeometry.of((1, n, 1, c), (k, n, 1, 1))
+        filters = as_filters(np.ascontiguousarray(grad_y.T))
+        _conv.conv2d(g, as_planes(x), filters, None, as_planes(grad_weight))
+    elif n:
+        g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
+        rows = as_row(grad_y), as_row(x)
+        _conv.conv2d_backward_weight(g, *rows, as_filters(grad_weight))
     return grad_weight
 
 
@@ -100,5 +136,5 @@ def linear_backward_bias(grad_y: Array) -> Array:
     grad_y = matrix(grad_y, "grad_y", "(N, K)")
     grad_bias = np.zeros(grad_y.shape[1], grad_y.dtype)
     if grad_y.shape[0]:
-        _conv.conv2d_backward_bias(grad_y, grad_bias)
+        _conv.conv2d_backward_bias(as_row(grad_y), grad_bias)
     return grad_bias

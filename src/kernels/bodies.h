@@ -42,7 +42,12 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
     {0, 0, 0},
 };
 #include "pool.h"
+#include "elementary.h"
 #include "pointwise.h"
+#include "normalize.h"
+#include "update.h"
+#include "softmax.h"
+#include "row.h"
 #include "transpose.h"
 #include "depthwise.h"
 #define ROWS 1
@@ -141,14 +146,27 @@ static const cnn_kernels FN(kernels) = {
     .sum_parts = FN(sum_parts),
     .sum_rows = FN(sum_rows),
     .winograd = WINOGRAD,
-    .relu = FN(relu),
-    .relu_backward = FN(relu_backward),
-    .quadratic_backward = FN(quadratic_backward),
+    .activation = FN(activations),
+    .delta = FN(deltas),
+    .add = FN(add),
+    .moments = FN(moments),
+    .normalize = FN(normalize),
+    .error_sums = FN(error_sums),
+    .normalize_backward = FN(normalize_backward),
+    .update = FN(updates),
+    .sum_squares = FN(sum_squares),
+    .scale_by = FN(scale_by),
+    .clip = FN(clip),
+    .cross_entropy = FN(cross_entropy),
+    .row_dots = FN(row_dots),
+    .row_times = FN(row_times),
+    .row_outer = FN(row_outer),
     .max_window = FN(max_window),
     .sum_window = FN(sum_window),
     .max_backward = FN(max_backward),
     .max_scatter = FN(max_scatter),
     .sum_backward = FN(sum_backward),
+    .scale_row = FN(scale_row),
     .sum_spread = FN(sum_spread),
     .add_row = FN(add_row),
     .fill_row = FN(fill_row),
@@ -156,6 +174,8 @@ static const cnn_kernels FN(kernels) = {
 };
 
 #undef WINOGRAD
+#undef WHERE
+#undef ZERO
 #undef VEC
 #undef IVEC
 #undef LANES

@@ -15,7 +15,21 @@ typedef ptrdiff_t isize;
 
 /* what a tile starts from; a bias is for each column, or for each row */
 enum { CNN_ZERO, CNN_ADD, CNN_BIAS, CNN_BIAS_ROWS };
-enum { CNN_LINEAR, CNN_RELU };                    /* what a tile ends with */
+/* what a pass ends with; tiles know the first two */
+enum { CNN_LINEAR, CNN_RELU, CNN_RELU6 };
+/* the passes element by element */
+enum {
+    CNN_ACT_RELU,
+    CNN_ACT_RELU6,
+    CNN_ACT_LEAKY,
+    CNN_ACT_ELU,
+    CNN_ACT_SIGMOID,
+    CNN_ACT_TANH,
+    CNN_ACT_SILU,
+    CNN_ACT_HARDSWISH,
+    CNN_ACT_GELU,
+    CNN_ACTIVATIONS
+};
 
 /* C[rows x cols] = start + sum over batches b and k < depth of A_b(i, k) B_b(k, j)
  *
@@ -120,7 +134,10 @@ typedef struct {
     isize rows, cols;
     isize row_step, col_step; /* in x, from one pixel of the window to the next */
     isize code, code_row;     /* position of the first pixel, of the next row's */
-    const isize *first;       /* added to code for each output, where it is not NULL */
+    const void *first;        /* added to code for each output, where it is not NULL:
+                                 integers of the element's size */
+    isize runs;               /* all of that so many times, */
+    isize x_run, y_run, code_run;   /* each so many elements (codes) further */
 } cnn_window;
 
 /* One gradient that reaches an input pixel, from the window `at` elements on. */
@@ -128,6 +145,27 @@ typedef struct {
     isize at, code;
     double scale;
 } cnn_share;
+
+/* How a softmax and its cross-entropy are weighted. */
+typedef struct {
+    const double *weights;    /* of each class, or NULL */
+    double keep;              /* 1 - smoothing */
+    double share;             /* smoothing / classes: what every class gets */
+    double all_shares;        /* its sum over the classes, weighted */
+    double factor;            /* on the gradient */
+    int64_t ignored;
+} cnn_cross_entropy;
+
+enum { CNN_SGD, CNN_ADAM, CNN_RMSPROP, CNN_UPDATES };
+
+/* `count` neighbouring pixels, `runs` times, and what reaches them. With phases, every
+ * phases-th of them has the same shares, and the errors are one for each of those. */
+typedef struct {
+    isize count, phases;
+    const cnn_share *share;
+    const isize *shares;      /* for each phase */
+    isize runs, x_run, y_run; /* elements from run to run */
+} cnn_gather;
 
 /* Winograd's minimal filtering F(m x m, r x r) on patches of CNN_POINTS^2 pixels.
  *
@@ -187,22 +225,49 @@ typedef struct {
                                const void *grad_y);
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
-    void (*relu)(void *y, const void *x, isize count);
-    void (*relu_backward)(void *grad_x, const void *grad_y, const void *y,
-                          isize count);
-    void (*quadratic_backward)(void *grad_x, const void *grad_y, const void *y,
-                               isize count, double a, double b, double c);
+    /* by CNN_ACT_...; y may be x, grad_x may be grad_y or kept, which is y, or x where
+       the delta is no function of y */
+    void (*const *activation)(void *y, const void *x, isize count, double a, double b);
+    void (*const *delta)(void *grad_x, const void *grad_y, const void *kept,
+                         isize count, double a, double b, double c);
+    void (*add)(void *y, const void *a, const void *b, isize count, int activation);
+    void (*moments)(double *mean, double *square, const void *x, isize rows,
+                    isize cols, int each, isize before, void *scratch);
+    void (*normalize)(void *y, const void *x, const void *residual, const void *a,
+                      const void *b, isize rows, isize cols, int each, int activation);
+    void (*error_sums)(double *sums, double *products, const void *grad_y,
+                       const void *x, const void *mean, const void *a, const void *b,
+                       isize rows, isize cols, int each, int activation, void *scratch);
+    void (*normalize_backward)(void *grad_x, const void *grad_y, const void *x,
+                               const void *of, isize step, isize rows, isize cols,
+                               int each, int activation);
+    /* an optimiser's step on `count` elements: p, g and what is kept beside p */
+    void (*const *update)(void *p, const void *g, void *const *kept, isize count,
+                          const double *rule);
+    double (*sum_squares)(const void *x, isize count);
+    void (*scale_by)(void *x, isize count, double factor);
+    void (*clip)(void *x, isize count, double limit);
+    void (*cross_entropy)(void *grad_y, void *losses, const void *y,
+                          const int64_t *labels, isize rows, isize classes,
+                          const cnn_cross_entropy *);
+    /* linear maps of one row: see row.h */
+    void (*row_dots)(void *y, const void *x, const void *weight, isize rows,
+                     isize cols, const void *bias, int activation);
+    void (*row_times)(void *grad_x, const void *grad_y, const void *weight,
+                      isize rows, isize step, isize cols);
+    void (*row_outer)(void *grad_weight, const void *grad_y, const void *x,
+                      isize rows, isize cols);
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);
     void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,
                        const void *lanes);
-    void (*max_backward)(void *grad_x, isize count, const void *grad_y,
-                         const void *argmax, int argmax_size, const cnn_share *,
-                         isize shares);
+    void (*max_backward)(void *grad_x, const void *grad_y, const void *argmax,
+                         int argmax_size, const cnn_gather *);
     void (*max_scatter)(void *grad_x, isize step, isize count, const void *grad_y,
                         const void *argmax, int argmax_size, const isize *offset);
-    void (*sum_backward)(void *grad_x, isize count, const void *grad_y,
-                         const cnn_share *, isize shares);
+    void (*sum_backward)(void *grad_x, const void *grad_y, const cnn_gather *);
+    void (*scale_row)(void *dst, const void *src, isize count, double scale,
+                      const void *scales);
     void (*sum_spread)(void *row, isize step, isize cols, isize count,
                        const void *grad_y, double scale, const void *scales);
     void (*add_row)(void *dst, const void *src, isize count);
