@@ -241,27 +241,35 @@ FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_s
 #undef BLOCK
             continue;
         }
-        /* columns of several phases interleave; whole vectors of errors are there */
+        /* columns of several phases interleave */
         for (isize at = 0; at * g->phases < g->count; at += LANES) {
             const cnn_share *share = g->share;
             isize left = g->count - at * g->phases;
             REAL *to = grad_x + at * g->phases;
-            VEC sum[2];
-            for (isize p = 0; p < g->phases; p++) {
-                FN(gather_block)(sum + (p & 1), grad_y, argmax, argmax_size, share,
-                                 g->shares[p], at, LANES, 1);
-                share += g->shares[p];
-                if (g->phases > 2)
-                    for (isize lane = 0; lane * g->phases + p < left && lane < LANES;
-                         lane++)
-                        to[lane * g->phases + p] = sum[p & 1][lane];
-            }
+            isize n = g->there - at;
+            VEC a, b;
+#define PHASE(p, sum)                                                             \
+    if (n >= LANES)                                                               \
+        FN(gather_block)(&sum, grad_y, argmax, argmax_size, share, g->shares[p],  \
+                         at, LANES, 1);                                           \
+    else                                                                          \
+        FN(gather_block)(&sum, grad_y, argmax, argmax_size, share,                \
+                         n > 0 ? g->shares[p] : 0, at, n, 1);                     \
+    share += g->shares[p]
             if (g->phases == 2) {
-                FN(store_lanes)(to, FN(zip_low)(sum[0], sum[1]), left);
+                PHASE(0, a);
+                PHASE(1, b);
+                FN(store_lanes)(to, FN(zip_low)(a, b), left);
                 if (left > LANES)
-                    FN(store_lanes)(to + LANES, FN(zip_high)(sum[0], sum[1]),
-                                    left - LANES);
+                    FN(store_lanes)(to + LANES, FN(zip_high)(a, b), left - LANES);
+                continue;
             }
+            for (isize p = 0; p < g->phases; p++) {
+                PHASE(p, a);
+                for (isize lane = 0; lane < LANES && lane * g->phases + p < left; lane++)
+                    to[lane * g->phases + p] = a[lane];
+            }
+#undef PHASE
         }
     }
 }
@@ -295,6 +303,29 @@ static void FN(max_scatter)(void *grad_x_, isize step, isize count,
     else
         for (isize p = 0; p < count; p++)
             grad_x[p * step + offset[((const uint16_t *)argmax)[p]]] += grad_y[p];
+}
+
+/* Rows of `bytes` each; for short ones calls of memcpy would cost more than they move */
+static void FN(copy_rows)(void *dst_, isize dst_row, const void *src_, isize src_row,
+                          isize rows, isize bytes)
+{
+    char *dst = dst_;
+    const char *src = src_;
+    for (; rows > 0; rows--, dst += dst_row, src += src_row) {
+        isize at = 0;
+        /* the last piece may overlap the one before */
+#define COPY(size)                                                                \
+    if (bytes >= size) {                                                          \
+        for (; at + size <= bytes; at += size) memcpy(dst + at, src + at, size);  \
+        if (at < bytes) memcpy(dst + bytes - size, src + bytes - size, size);     \
+        continue;                                                                 \
+    }
+        COPY(VBYTES)
+        COPY(16)
+        COPY(4)
+        COPY(1)
+#undef COPY
+    }
 }
 
 /* dst[p] = src[p] * scale * scales[p] */
