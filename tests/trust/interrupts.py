@@ -136,8 +136,8 @@ def latency(call: Call, after: float) -> float:
         os.kill(os.getpid(), signal.SIGINT)
 
     sender = threading.Thread(target=send)
-    sender.start()
     try:
+        sender.start()
         call()
         sender.join()
         time.sleep(0.01)
