@@ -223,6 +223,10 @@ setup(
             extension("conv"),
             extension("pool"),
             extension("pointwise"),
+            extension("row"),
+            extension("normalize"),
+            extension("softmax"),
+            extension("update"),
         ],
         include_path=["src"],
         build_dir="build/cython",
@@ -233,6 +237,7 @@ setup(
             "cdivision": True,
             "initializedcheck": DEBUG,
             "freethreading_compatible": True,
+            "autotestdict": False,  # no __test__ that stubs would have to name
         },
     ),
     cmdclass={"build_ext": BuildKernels},

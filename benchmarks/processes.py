@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import cnn_ext
@@ -12,7 +13,12 @@ import cnn_ext
 __all__ = ["new_python"]
 
 
-def new_python(code: str, *options: str, threads: int = 1) -> tuple[str, str]:
+def new_python(
+    code: str,
+    *options: str,
+    threads: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[str, str]:
     """Run `code` in a new interpreter; return its standard output and error.
 
     Raises
@@ -25,6 +31,7 @@ def new_python(code: str, *options: str, threads: int = 1) -> tuple[str, str]:
         **os.environ,
         "PYTHONPATH": home,
         "CNN_EXT_NUM_THREADS": str(threads),
+        **(environment or {}),
     }
     command = [sys.executable, "-P", *options, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -1,8 +1,8 @@
 """What a tiny call costs from Python, the first call, and the import.
 
-``python -m benchmarks.small``: microseconds of a 1x1x8x8 convolution (3x3, padding 1)
-and of a pool of the same image; the first and the second call of new processes; the
-time of ``import cnn_ext`` where numpy is imported already (``python -X importtime``).
+``python -m benchmarks.small``: microseconds of each operator on a 1x1x8x8 image (3x3,
+padding 1) or a row of 8; the first and the second call of new processes; the time of
+``import cnn_ext`` where numpy is imported already, with the bytecode cached.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,17 @@ from cnn_ext import functional as F
 
 from .processes import new_python
 
-__all__ = ["calls", "first_calls", "import_time", "main"]
+__all__ = ["calls", "first_calls", "import_times", "main"]
+
+_IMPORT = """
+import time
+times = [time.perf_counter()]
+import numpy
+times.append(time.perf_counter())
+import cnn_ext
+times.append(time.perf_counter())
+print(*((after - before) * 1e3 for before, after in zip(times, times[1:])))
+"""
 
 _FIRST = """
 import time, numpy as np
@@ -40,12 +51,13 @@ print(*times)
 
 
 def calls(seconds: float = 0.1) -> dict[str, tuple[float, float]]:
-    """Best and median microseconds of repeated calls on a 1x1x8x8 image."""
+    """Best and median microseconds of repeated calls on one tiny image or row."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 1, 8, 8), np.float32)
     weight = rng.standard_normal((1, 1, 3, 3), np.float32)
     y = F.conv2d(x, weight, padding=1)
     half, argmax = F.max_pool2d(x, 2, return_argmax=True)
+    row, square = rng.standard_normal((1, 8), np.float32), np.eye(8, dtype=np.float32)
     some: dict[str, Callable[[], Any]] = {
         "conv2d": lambda: F.conv2d(x, weight, padding=1),
         "conv2d out=": lambda: F.conv2d(x, weight, padding=1, out=y),
@@ -59,6 +71,9 @@ def calls(seconds: float = 0.1) -> dict[str, tuple[float, float]]:
         "max_pool2d_backward": lambda: F.max_pool2d_backward(half, argmax, x.shape, 2),
         "avg_pool2d": lambda: F.avg_pool2d(x, 2),
         "avg_pool2d_backward": lambda: F.avg_pool2d_backward(half, x.shape, 2),
+        "linear": lambda: F.linear(row, square),
+        "linear_backward_input": lambda: F.linear_backward_input(row, square),
+        "linear_backward_weight": lambda: F.linear_backward_weight(row, row),
     }
     return {name: _microseconds(call, seconds) for name, call in some.items()}
 
@@ -75,23 +90,28 @@ def _microseconds(call: Callable[[], Any], seconds: float) -> tuple[float, float
     return min(times), median(times)
 
 
-def first_calls(processes: int = 7) -> tuple[float, float]:
+def first_calls(processes: int = 20) -> tuple[float, float]:
     """Median microseconds of the first and of the second call of new processes."""
     pairs = [tuple(map(float, new_python(_FIRST)[0].split())) for _ in range(processes)]
     return median(p[0] for p in pairs), median(p[1] for p in pairs)
 
 
-def import_time(processes: int = 5) -> tuple[float, float]:
-    """Milliseconds of importing numpy, and then cnn_ext; the best of some processes."""
-    times: dict[str, list[float]] = {"numpy": [], "cnn_ext": []}
-    for _ in range(processes):
-        report = new_python("import numpy; import cnn_ext", "-X", "importtime")[1]
-        for line in report.splitlines():
-            # import time: self [us] | cumulative | imported package
-            parts = line.removeprefix("import time:").split("|")
-            if len(parts) == 3 and parts[2].strip() in times:
-                times[parts[2].strip()].append(float(parts[1]) / 1e3)
-    return min(times["numpy"]), min(times["cnn_ext"])
+def import_times(processes: int = 20) -> dict[str, tuple[float, float]]:
+    """Best and median milliseconds of importing numpy, and then cnn_ext."""
+    with tempfile.TemporaryDirectory() as folder:
+        # bytecode is cached as in an installation, wherever this one lies
+        cached = {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        new_python(_IMPORT, environment=cached)
+        pairs = [
+            tuple(map(float, new_python(_IMPORT, environment=cached)[0].split()))
+            for _ in range(processes)
+        ]
+    return {
+        name: (min(times), median(times))
+        for name, times in zip(
+            ("numpy", "cnn_ext"), zip(*pairs, strict=True), strict=True
+        )
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,14 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.1, help="of each operator")
     parser.add_argument(
-        "--processes", type=int, default=7, help="new ones, for medians"
+        "--processes", type=int, default=20, help="new ones, for medians"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a record")
     options = parser.parse_args(argv)
     cnn_ext.set_num_threads(options.threads)
     print(
         f"cnn_ext {cnn_ext.__version__}, kernel set {_runtime.kernel_set()}, "
-        f"{options.threads} thread(s), float32, 1x1x8x8\n"
+        f"{options.threads} thread(s), float32, 1x1x8x8 and 1x8\n"
     )
     costs = calls(options.seconds)
     print(f"{'operator':<24} {'best us':>8} {'median us':>10}")
@@ -120,11 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\nconv2d in a new process, median of {options.processes}: first call "
         f"{first:.1f} us, second {second:.1f} us, ratio {first / second:.2f}"
     )
-    numpy_ms, ours_ms = import_time(options.processes)
-    print(
-        f"import cnn_ext: {ours_ms:.1f} ms beyond numpy's {numpy_ms:.1f} ms "
-        f"(best of {options.processes})"
-    )
+    imports = import_times(options.processes)
+    for name, (best, middle) in imports.items():
+        print(f"import {name}: best {best:.1f} ms, median {middle:.1f} ms")
     if options.json:
         record = {
             "cnn_ext": cnn_ext.__version__,
@@ -133,8 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "best and median us": costs,
             "first call us": first,
             "second call us": second,
-            "import numpy ms": numpy_ms,
-            "import cnn_ext beyond numpy ms": ours_ms,
+            "best and median ms of imports, one after the other": imports,
         }
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0

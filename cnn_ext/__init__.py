@@ -1,7 +1,16 @@
-"""cnn_ext: convolutional networks on CPUs, fast and small."""
+"""cnn_ext: convolutional networks on CPUs, fast and small.
 
-from . import _openmp  # noqa: I001, F401  before anything that loads OpenMP
-from . import functional, schedules, zoo
+The operators are imported with the package. Layers, models, losses, training and all
+else are imported when they are first asked for: `_LAZY` names their modules.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from . import (
+    _openmp,  # noqa: F401  before anything that loads OpenMP
+    functional,
+)
 from ._machine import (
     get_flush_subnormals,
     get_num_threads,
@@ -12,56 +21,62 @@ from ._machine import (
     show_config,
 )
 from ._version import __version__
-from .callbacks import BestCheckpoint, Callback, CSVLog, EarlyStopping, StopOnNaN
-from .checkpoint import CheckpointError, load, save
+from .functional._first_calls import make_first_calls
+
+# at once, for the function has the name of its module
 from .gradcheck import GradientError, gradcheck
-from .layers import (
-    ELU,
-    GELU,
-    AdaptiveAvgPool2d,
-    AdaptiveMaxPool2d,
-    Add,
-    AvgPool2d,
-    BatchNorm2d,
-    Buffer,
-    Concat,
-    Conv2d,
-    ConvTranspose2d,
-    DepthwiseConv2d,
-    Dropout,
-    Dropout2d,
-    Flatten,
-    GlobalAvgPool,
-    HardSwish,
-    Input,
-    Layer,
-    LeakyReLU,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    Parameter,
-    ReLU,
-    ReLU6,
-    ScaledTanh,
-    SeparableConv2d,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Subsample2d,
-    Tanh,
-    Upsample,
-)
-from .losses import BCEWithLogits, CrossEntropy, Huber, SquaredError
-from .model import Model, Sequential
-from .optimizers import (
-    SGD,
-    Adam,
-    AdamW,
-    RMSprop,
-    clip_grad_norm,
-    clip_grad_value,
-)
-from .training import History, evaluate, fit
+
+if TYPE_CHECKING:
+    from . import schedules, zoo
+    from .callbacks import BestCheckpoint, Callback, CSVLog, EarlyStopping, StopOnNaN
+    from .checkpoint import CheckpointError, load, save
+    from .layers import (
+        ELU,
+        GELU,
+        AdaptiveAvgPool2d,
+        AdaptiveMaxPool2d,
+        Add,
+        AvgPool2d,
+        BatchNorm2d,
+        Buffer,
+        Concat,
+        Conv2d,
+        ConvTranspose2d,
+        DepthwiseConv2d,
+        Dropout,
+        Dropout2d,
+        Flatten,
+        GlobalAvgPool,
+        HardSwish,
+        Input,
+        Layer,
+        LeakyReLU,
+        Linear,
+        LocalResponseNorm,
+        MaxPool2d,
+        Parameter,
+        ReLU,
+        ReLU6,
+        ScaledTanh,
+        SeparableConv2d,
+        Sigmoid,
+        SiLU,
+        Softmax,
+        Subsample2d,
+        Tanh,
+        Upsample,
+    )
+    from .losses import BCEWithLogits, CrossEntropy, Huber, SquaredError
+    from .model import Model, Sequential
+    from .optimizers import (
+        SGD,
+        Adam,
+        AdamW,
+        RMSprop,
+        clip_grad_norm,
+        clip_grad_value,
+    )
+    from .training import History, evaluate, fit
 
 __all__ = [
     "ELU",
@@ -135,3 +150,39 @@ __all__ = [
     "show_config",
     "zoo",
 ]
+
+# Modules that are imported when they, or their names in `__all__`, are asked for, each
+# behind those that it needs.
+_LAZY = (
+    "layers",
+    "model",
+    "losses",
+    "optimizers",
+    "schedules",
+    "checkpoint",
+    "callbacks",
+    "training",
+    "zoo",
+    "data",
+    "initializers",
+    "reference",
+)
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for module in _LAZY:
+            found = getattr(import_module(f"{__name__}.{module}"), name, None)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_LAZY})
+
+
+make_first_calls()

@@ -14,7 +14,15 @@ def conv2d(
     bias: _Array | None,
     y: _Array,
     relu: bool = False,
+    prepared: _Array | None = None,
 ) -> None: ...
+def prepare_conv2d(
+    sizes: Sequence[int],
+    weight: _Array,
+    bias: _Array | None,
+    channels_last: bool,
+    prepared: _Array | None = None,
+) -> int: ...
 def conv2d_backward_input(
     sizes: Sequence[int], grad_y: _Array, weight: _Array, grad_x: _Array
 ) -> None: ...

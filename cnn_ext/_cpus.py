@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
 
 __all__ = ["available_cpus"]
 
@@ -29,21 +28,23 @@ def available_cpus(root: str | os.PathLike[str] = "/") -> int:
     else:
         cpus = os.cpu_count() or 1
     try:
-        quotas = [quota for folder in _groups(Path(root)) for quota in _quota(folder)]
+        quotas = [
+            quota for folder in _groups(os.fspath(root)) for quota in _quota(folder)
+        ]
     except (OSError, ValueError):  # no such files: no Linux, or nothing is shown here
         quotas = []
     # half a CPU more is worth a thread: the others wait for it less than it brings
     return max(1, min(cpus, *(-int(-quota // 1) for quota in quotas), cpus))
 
 
-def _groups(root: Path) -> Iterator[Path]:
+def _groups(root: str) -> Iterator[str]:
     """Folders of this process's cgroup and of all above it, as far as they show."""
     membership = {}
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    for line in _read(root, "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
             membership[controller] = path
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+    for line in _read(root, "proc/self/mountinfo").splitlines():
         mount, _, system = line.partition(" - ")
         words = system.split(" ", 2)
         wanted = {"cgroup2": "", "cgroup": "cpu"}.get(words[0])
@@ -52,28 +53,36 @@ def _groups(root: Path) -> Iterator[Path]:
         if wanted and wanted not in words[-1].split(","):
             continue
         top, place = map(_unescaped, mount.split(" ")[3:5])
-        folder = root / place.lstrip("/")
-        group = PurePosixPath(membership[wanted])
-        below: tuple[str, ...] = ()
-        if group.is_relative_to(top):
-            below = group.relative_to(top).parts
+        folder = os.path.join(root, place.lstrip("/"))
+        group, above = _names(membership[wanted]), _names(top)
+        below = group[len(above) :] if group[: len(above)] == above else []
         if ".." in below:  # a group outside of what this namespace shows
-            below = ()
+            below = []
         yield folder
         for name in below:
-            folder /= name
+            folder = os.path.join(folder, name)
             yield folder
+
+
+def _read(folder: str, name: str) -> str:
+    # not pathlib: to import it takes longer than all that is read here
+    with open(os.path.join(folder, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name not in ("", ".")]
 
 
 def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _quota(folder: Path) -> Iterator[float]:
+def _quota(folder: str) -> Iterator[float]:
     """CPUs that one group may use, if it has a quota."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            words = " ".join((folder / name).read_text() for name in names).split()
+            words = " ".join(_read(folder, name) for name in names).split()
             quota, period = map(int, words[:2])
         except (OSError, ValueError):  # not there, or "max": no quota
             continue

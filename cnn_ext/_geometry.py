@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import operator
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
-__all__ = ["ConvGeometry", "PoolGeometry", "checked_size", "pair"]
+__all__ = [
+    "ConvGeometry",
+    "PoolGeometry",
+    "TransposedGeometry",
+    "checked_size",
+    "pair",
+]
 
 # Half of the address space, in elements of the widest dtype: products of sizes
 # below this bound cannot overflow Py_ssize_t, not even in bytes.
@@ -27,6 +34,8 @@ def shown(value: Any) -> str:
 
 def checked_size(value: Any, name: str, minimum: int = 0) -> int:
     """Return `value` as an int that is at least `minimum`, or say what is wrong."""
+    if type(value) is int and minimum <= value < MAX_ELEMENTS:
+        return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
     try:
@@ -45,6 +54,8 @@ def checked_size(value: Any, name: str, minimum: int = 0) -> int:
 
 def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     """Return `value`, an int or a pair of ints, as (vertical, horizontal)."""
+    if type(value) is int and minimum <= value < MAX_ELEMENTS:
+        return value, value
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(
@@ -59,7 +70,7 @@ def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:
 
 
 def _shape(shape: Any, name: str, axes: str) -> tuple[int, ...]:
-    """Return a shape of len(axes) sizes; only the batch axis may be empty."""
+    """Return a shape of four sizes; only the batch axis, N, may be empty."""
     try:
         sizes = tuple(shape)
     except TypeError:
@@ -70,6 +81,13 @@ def _shape(shape: Any, name: str, axes: str) -> tuple[int, ...]:
         raise ValueError(
             f"{name} must have {len(axes)} axes ({', '.join(axes)}), got {sizes}"
         )
+    a, b, c, d = sizes
+    if (  # so are most shapes, and a new one is to cost little
+        type(a) is type(b) is type(c) is type(d) is int
+        and (a > 0 and b > 0 and c > 0 and d > 0)
+        and a * b * c * d < MAX_ELEMENTS
+    ):
+        return sizes
     checked = tuple(
         checked_size(size, f"{name}[{i}]", 0 if axes[i] == "N" else 1)
         for i, size in enumerate(sizes)
@@ -79,9 +97,7 @@ def _shape(shape: Any, name: str, axes: str) -> tuple[int, ...]:
 
 
 def _check_product(shape: tuple[int, ...], name: str) -> None:
-    product = 1
-    for size in shape:
-        product *= max(size, 1)
+    product = prod(shape) or prod(max(size, 1) for size in shape)
     if product >= MAX_ELEMENTS:
         raise ValueError(f"{name} is too large: {shape} has {product} elements")
 
@@ -93,6 +109,8 @@ def _padding(
     stride: tuple[int, int],
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return ((top, bottom), (left, right)); `extent` is the dilated kernel."""
+    if type(padding) is int and 0 <= padding < MAX_ELEMENTS:
+        return (padding, padding), (padding, padding)
     if isinstance(padding, str):
         if padding == "valid":
             return (0, 0), (0, 0)
@@ -127,8 +145,8 @@ def _hashable(value: Any) -> Any:
     return tuple(_hashable(v) for v in value) if isinstance(value, list) else value
 
 
-class ConvGeometry(NamedTuple):
-    """Sizes of a convolution: images (n, c, h, w), filters (k, c / groups, r, s)."""
+class _ConvSizes(NamedTuple):
+    """The integers of a ConvGeometry, as the compiled passes read them."""
 
     n: int
     c: int
@@ -148,6 +166,14 @@ class ConvGeometry(NamedTuple):
     groups: int
     out_h: int
     out_w: int
+
+
+class ConvGeometry(_ConvSizes):
+    """Sizes of a convolution: images (n, c, h, w), filters (k, c / groups, r, s)."""
+
+    x_shape: tuple[int, int, int, int]
+    weight_shape: tuple[int, int, int, int]
+    y_shape: tuple[int, int, int, int]
 
     @classmethod
     def of(
@@ -169,18 +195,6 @@ class ConvGeometry(NamedTuple):
                 raise
         arguments = (x_shape, weight_shape, stride, padding, dilation, groups)
         return _conv_geometry.__wrapped__(*map(_hashable, arguments))
-
-    @property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.c, self.h, self.w
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        return self.k, self.c // self.groups, self.r, self.s
-
-    @property
-    def y_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.k, self.out_h, self.out_w
 
     @property
     def multiply_adds(self) -> int:
@@ -217,14 +231,109 @@ def _conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups):
     out_h = (h + top + bottom - extent[0]) // stride_h + 1
     out_w = (w + left + right - extent[1]) // stride_w + 1
     _check_product((n, k, out_h, out_w), "the output")
-    return ConvGeometry(
+    g = ConvGeometry._make((
         n, c, h, w, k, r, s, stride_h, stride_w, dilation_h, dilation_w,
         top, bottom, left, right, groups, out_h, out_w,
-    )  # fmt: skip
+    ))  # fmt: skip
+    g.x_shape, g.weight_shape = (n, c, h, w), (k, c_group, r, s)
+    g.y_shape = n, k, out_h, out_w
+    return g
 
 
-class PoolGeometry(NamedTuple):
-    """Sizes of one 2-D pooling: images (n, c, h, w), windows of r x s pixels."""
+class TransposedGeometry(NamedTuple):
+    """Sizes of a transposed convolution, the adjoint of a convolution.
+
+    Attributes
+    ----------
+    y_shape : tuple of int
+        (N, K, H_out, W_out).
+    conv : ConvGeometry
+        The convolution whose x is the part of y that the filters reach, and whose y is
+        our x. What `output_padding` adds beyond that part is 0.
+    """
+
+    y_shape: tuple[int, int, int, int]
+    conv: ConvGeometry
+
+    @classmethod
+    def of(
+        cls,
+        x_shape: Any,
+        weight_shape: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: Any = 1,
+        dilation: Any = 1,
+    ) -> TransposedGeometry:
+        """Return the geometry, or raise TypeError or ValueError."""
+        arguments = x_shape, weight_shape, stride, padding, output_padding, groups
+        try:
+            return _transposed_geometry(*arguments, dilation)
+        except TypeError as error:
+            if "unhashable" not in str(error):
+                raise
+        hashable = map(_hashable, (*arguments, dilation))
+        return _transposed_geometry.__wrapped__(*hashable)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _transposed_geometry(
+    x_shape, weight_shape, stride, padding, output_padding, groups, dilation
+):
+    n, c, h, w = _shape(x_shape, "x_shape", "NCHW")
+    c_weight, k_group, r, s = _shape(weight_shape, "weight_shape", "CKRS")
+    groups = checked_size(groups, "groups", 1)
+    if c % groups:
+        raise ValueError(f"groups={groups} must divide the {c} input channels")
+    if c != c_weight:
+        raise ValueError(f"weight has {c_weight} input channels, x has {c}")
+    strides, dilations = pair(stride, "stride"), pair(dilation, "dilation")
+    extra = pair(output_padding, "output_padding", 0)
+    if isinstance(padding, str):
+        raise ValueError(
+            "padding of a transposed convolution must be an int, (h, w) or ((top, "
+            f"bottom), (left, right)), got {padding!r}"
+        )
+    extents = dilations[0] * (r - 1) + 1, dilations[1] * (s - 1) + 1
+    cut = _padding(padding, (h, w), extents, strides)
+    sizes, reached, inner = [], [], []
+    for i, size in enumerate((h, w)):
+        if extra[i] >= max(strides[i], dilations[i]):
+            raise ValueError(
+                "output_padding must be smaller than stride or dilation, got "
+                f"{extra[i]} with stride {strides[i]}, dilation {dilations[i]}"
+            )
+        before, after = cut[i]
+        full = (size - 1) * strides[i] + extents[i]
+        out = full - before - after + extra[i]
+        if out < 1:
+            raise ValueError(
+                f"padding of {before} and {after} leaves nothing of {full} pixels"
+            )
+        # output_padding first takes back what the padding cuts off, then adds
+        # pixels that no filter reaches
+        beyond = max(extra[i] - after, 0)
+        sizes.append(out)
+        reached.append(out - beyond)
+        inner.append((before, max(after - extra[i], 0)))
+    if min(reached) < 1:
+        raise ValueError(f"padding {shown(padding)} leaves nothing of the output")
+    y_shape = n, k_group * groups, sizes[0], sizes[1]
+    _check_product(y_shape, "the output")
+    conv = ConvGeometry.of(
+        (*y_shape[:2], *reached),
+        (c, k_group, r, s),
+        strides,
+        tuple(inner),
+        dilations,
+        groups,
+    )
+    return TransposedGeometry(y_shape, conv)
+
+
+class _PoolSizes(NamedTuple):
+    """The integers of a PoolGeometry, as the compiled passes read them."""
 
     n: int
     c: int
@@ -242,6 +351,13 @@ class PoolGeometry(NamedTuple):
     right: int
     out_h: int
     out_w: int
+
+
+class PoolGeometry(_PoolSizes):
+    """Sizes of one 2-D pooling: images (n, c, h, w), windows of r x s pixels."""
+
+    x_shape: tuple[int, int, int, int]
+    y_shape: tuple[int, int, int, int]
 
     @classmethod
     def of(
@@ -266,14 +382,6 @@ class PoolGeometry(NamedTuple):
                 raise
         arguments = (x_shape, kernel_size, stride, padding, dilation, ceil_mode)
         return _pool_geometry.__wrapped__(*map(_hashable, arguments))
-
-    @property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.c, self.h, self.w
-
-    @property
-    def y_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.c, self.out_h, self.out_w
 
 
 def _pooled(size: int, pad: int, extent: int, stride: int, before: int, ceil: bool):
@@ -331,7 +439,9 @@ def _pool_geometry(x_shape, kernel_size, stride, padding, dilation, ceil_mode):
                 f"{taps} without any pixel of {size}"
             )
     _check_product((n, c, out_h, out_w), "the output")
-    return PoolGeometry(
+    g = PoolGeometry._make((
         n, c, h, w, r, s, stride_h, stride_w, dilation_h, dilation_w,
         top, bottom, left, right, out_h, out_w,
-    )  # fmt: skip
+    ))  # fmt: skip
+    g.x_shape, g.y_shape = (n, c, h, w), (n, c, out_h, out_w)
+    return g

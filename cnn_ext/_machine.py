@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 
 import numpy as np
@@ -107,6 +106,8 @@ def get_flush_subnormals() -> bool:
 
 def show_config() -> str:
     """Return what runs here: version, kernel set, CPU features, threads."""
+    import platform  # slow to import, and seldom asked for
+
     openmp = _runtime.openmp_version()
     sets = ", ".join(_runtime.kernel_sets())
     lines = {

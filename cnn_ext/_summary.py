@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from cnn_ext.layers.base import Layer, Shape
@@ -12,8 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["summary"]
 
 
-def summary(steps: list[Step], names: dict[Layer, str], shapes: list[Shape]) -> str:
-    """Return a line a step: output shape, parameters, multiply-adds of one sample.
+def summary(
+    steps: list[Step], names: dict[Layer, str], shapes: list[Shape], itemsize: int
+) -> str:
+    """Return a line a step: output shape, parameters, work and bytes of one sample.
 
     Parameters
     ----------
@@ -23,9 +26,12 @@ def summary(steps: list[Step], names: dict[Layer, str], shapes: list[Shape]) -> 
         Layer -> name.
     shapes : list of tuple
         Shape of every value, that of the input first.
+    itemsize : int
+        Bytes of a number.
     """
-    rows = [["name", "layer", "from", "output", "parameters", "multiply-adds"]]
-    rows.append(["", "input", "", _by(shapes[0]), "", ""])
+    rows = [["name", "layer", "from", "output", "parameters", "multiply-adds", "bytes"]]
+    sizes = [itemsize * math.prod(shape) for shape in shapes]
+    rows.append(["", "input", "", _by(shapes[0]), "", "", f"{sizes[0]:,}"])
     total = work = 0
     seen = set()
     for k, step in enumerate(steps):
@@ -42,12 +48,13 @@ def summary(steps: list[Step], names: dict[Layer, str], shapes: list[Shape]) -> 
                 _by(shapes[k + 1]),
                 "shared" if layer in seen else f"{size:,}",
                 f"{adds:,}",
+                f"{sizes[k + 1]:,}",
             ]
         )
         work += adds
         total += 0 if layer in seen else size
         seen.add(layer)
-    rows.append(["", "total", "", "", f"{total:,}", f"{work:,}"])
+    rows.append(["", "total", "", "", f"{total:,}", f"{work:,}", f"{sum(sizes):,}"])
     if all(step.inputs == (k,) for k, step in enumerate(steps)):
         rows = [row[:2] + row[3:] for row in rows]  # a chain: each from the one above
     return _table(rows)
@@ -58,12 +65,12 @@ def _by(shape: Shape) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Format rows in columns; the last two hold numbers and are set to the right."""
+    """Format rows in columns; the last three are numbers and set to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        for i in (-1, -2):
+        for i in (-1, -2, -3):
             cells[i] = row[i].rjust(widths[i])
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 __all__ = ["GradientError", "GradientReport", "gradcheck"]
 
-Array = NDArray[Any]
+Array = np.ndarray[Any, Any]
 Pullback = Callable[[Array], Any]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cnn_ext import _softmax
+
 __all__ = ["BCEWithLogits", "CrossEntropy", "Huber", "Loss", "SquaredError"]
 
 
@@ -77,7 +79,7 @@ class CrossEntropy(Loss):
     ) -> None:
         super().__init__(reduction)
         if weight is not None:
-            weight = np.asarray(weight, dtype=np.float64)
+            weight = np.array(weight, dtype=np.float64)
             if weight.ndim != 1 or not (np.isfinite(weight) & (weight >= 0)).all():
                 raise ValueError(
                     "weight must be one finite, non-negative number a class, "
@@ -106,65 +108,48 @@ class CrossEntropy(Loss):
             Like y.
         """
         _check_output(y)
-        self.check(y.shape, target)
-        with np.errstate(invalid="ignore"):  # what is not finite shows in the value
-            losses, grad_y = self._of_samples(y, target)
+        # the compiled pass tells whether labels are in range; all else is checked here
+        if not self._fits(y.shape, target):
+            self.check(y.shape, target)
+        classes = y.shape[1]
+        rows = np.ascontiguousarray(y if y.ndim == 2 else np.moveaxis(y, 1, -1))
+        grads = np.empty_like(rows)
+        losses = np.empty(target.shape, y.dtype)
+        sums = _softmax.cross_entropy(
+            rows.reshape(-1, classes),
+            np.ascontiguousarray(target, np.int64).reshape(-1),
+            self.class_weight,
+            self.label_smoothing,
+            self.ignore_index,
+            self.reduction == "mean",
+            grads.reshape(-1, classes),
+            losses,
+        )
+        if sums is None:
+            self.check(y.shape, target)  # says which label is wrong
+        assert sums is not None
+        if y.ndim == 2:
+            grad_y = grads
+        else:
+            grad_y = np.empty_like(y)
+            grad_y[...] = np.moveaxis(grads, -1, 1)
         if self.reduction == "none":
             return losses, grad_y
-        value = float(losses.sum(dtype=np.float64))
+        value, count = sums
         if self.reduction == "mean":
-            count = self.divisor(y.shape, target)
             value = value / count if count else float("nan")
-            grad_y *= 1 / count if count else 0.0
         return value, grad_y
 
-    def _of_samples(self, y, target):
-        """Return the loss of each sample, and the gradient of their sum."""
-        counted = target != self.ignore_index
-        labels = np.expand_dims(np.where(counted, target, 0), 1)
-        sample_weight = self._sample_weight(target, counted, y.dtype)
-
-        # log softmax; the largest logit becomes 0, so that exp cannot overflow
-        shifted = y - y.max(axis=1, keepdims=True)
-        exp = np.exp(shifted)
-        total = exp.sum(axis=1, keepdims=True)
-        log_p = shifted
-        log_p -= np.log(total)
-        keep = 1 - self.label_smoothing
-        losses = np.take_along_axis(log_p, labels, axis=1)[:, 0]
-        losses *= -keep * sample_weight
-        # grad = p * sum_k q_k - q, with q the weighted target distribution
-        grad_y = exp
-        grad_y /= total
-        scale = np.expand_dims(keep * sample_weight, 1)
-        if not self.label_smoothing:
-            grad_y *= scale
-        else:
-            share = self._class_share(y, counted)
-            losses -= np.where(counted, (share * log_p).sum(axis=1), 0)
-            grad_y *= scale + share.sum(axis=1, keepdims=True)
-            grad_y -= share
-        at_label = np.take_along_axis(grad_y, labels, axis=1) - scale
-        np.put_along_axis(grad_y, labels, at_label, axis=1)
-        if not counted.all():  # not by a factor 0: an ignored sample may hold NaN
-            losses[~counted] = 0
-            np.copyto(grad_y, 0, where=np.expand_dims(~counted, 1))
-        return losses, grad_y
-
-    def _sample_weight(self, target, counted, dtype):
-        """Weight of each sample, that of its label; 0 where it is ignored."""
-        if self.class_weight is None:
-            return counted.astype(dtype)
-        weights = self.class_weight[np.where(counted, target, 0)]
-        return np.where(counted, weights, 0).astype(dtype)
-
-    def _class_share(self, y, counted):
-        """What smoothing adds to the target distribution, e/K times the weights."""
-        classes = y.shape[1]
-        weights = np.ones(classes) if self.class_weight is None else self.class_weight
-        share = (self.label_smoothing / classes * weights).astype(y.dtype)
-        share = share.reshape(1, classes, *(1,) * (y.ndim - 2))
-        return share * np.expand_dims(counted, 1)
+    def _fits(self, y_shape: tuple[int, ...], target: Any) -> bool:
+        """Whether shapes and dtypes do, found out in little time."""
+        return (
+            isinstance(target, np.ndarray)
+            and target.dtype.kind in "iu"
+            and target.dtype != np.uint64  # of which int64 would make other numbers
+            and len(y_shape) > 1
+            and target.shape == (y_shape[0], *y_shape[2:])
+            and (self.class_weight is None or len(self.class_weight) == y_shape[1])
+        )
 
     def divisor(self, y_shape: tuple[int, ...], target: np.ndarray) -> float:
         if self.reduction != "mean":

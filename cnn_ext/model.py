@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from cnn_ext._geometry import checked_size
 from cnn_ext._summary import summary
 from cnn_ext.initializers import checked_dtype
 from cnn_ext.layers.base import (
@@ -29,6 +30,9 @@ from cnn_ext.layers.base import (
     checked_float,
     checked_shape,
 )
+from cnn_ext.plan import Plan, Plans, Run
+from cnn_ext.plan.opaque import check_gradients, explained
+from cnn_ext.plan.program import NoPlanError
 
 __all__ = ["Model", "Sequential", "Step"]
 
@@ -118,7 +122,8 @@ class Model:
         self._names = names
         self.input_shape = input_shape
         self.metadata: dict[str, Any] = {}
-        self._pullback: Callable[..., Any] | None = None
+        self._plans = Plans()
+        self._pending: tuple[Run | _LayerByLayer, bool] | None = None
         # After which step each value is no longer needed by a later one.
         last_use = {i: k for k, step in enumerate(steps) for i in step.inputs}
         self._released = [
@@ -135,6 +140,21 @@ class Model:
             self.output_shape(input_shape)
 
     # -- running -----------------------------------------------------------------
+
+    def _run(
+        self,
+        x: np.ndarray,
+        train: bool,
+        input_gradient: bool = False,
+        repeat: bool = False,
+    ) -> Run | _LayerByLayer:
+        """Go forward: by a plan, or layer by layer where none can be made.
+
+        There is none for no images, for dtypes other than the parameters' float32 or
+        float64, and for shapes that do not fit: then a layer says what is wrong.
+        """
+        run = self._plans.run(self, x, train, input_gradient, repeat)
+        return _LayerByLayer(self, x, train) if run is None else run
 
     def _forward(self, x: np.ndarray, train: bool) -> tuple[np.ndarray, list[Any]]:
         """Take every step in order: the output, and what each step saved."""
@@ -175,12 +195,7 @@ class Model:
                 grads = step.layer.backward_parameters(arriving, saved[k])
             else:
                 continue
-            if grads.keys() != step.layer.parameters.keys():
-                raise ValueError(
-                    f"{self._place(step)}: backward returned gradients for "
-                    f"{sorted(grads)}, the parameters are "
-                    f"{sorted(step.layer.parameters)}"
-                )
+            check_gradients(grads, step.layer, self._names[step.layer])
             for key, grad in grads.items():
                 name = f"{self._names[step.layer]}.{key}"
                 # a layer in several places: its gradients add as well
@@ -221,15 +236,12 @@ class Model:
             If x does not fit; the message names the layer and the rule.
         """
         batch, single = self._as_batch(x)
-        y, saved = self._forward(batch, train=True)
+        run = self._run(batch, True, input_gradient=True, repeat=True)
 
         def pullback(grad_y, *, input_gradient=True):
-            grad_y = self._checked_grad(grad_y, y[0] if single else y)
-            grad_y = grad_y[np.newaxis] if single else grad_y
-            grad_x, grads = self._backward(grad_y, saved, input_gradient)
-            return grad_x[0] if single and grad_x is not None else grad_x, grads
+            return self._taken_back(run, grad_y, single, input_gradient)
 
-        return y[0] if single else y, pullback
+        return _own(run.y, single), pullback
 
     def forward(self, x: np.ndarray, train: bool = False) -> np.ndarray:
         """Return the output; with `train`, keep what `backward` will need.
@@ -246,12 +258,12 @@ class Model:
         TypeError, ValueError
             If x does not fit; the message names the layer and the rule.
         """
-        if train:
-            y, self._pullback = self.vjp(x)
-            return y
         batch, single = self._as_batch(x)
-        y, _ = self._forward(batch, train=False)
-        return y[0] if single else y
+        if not train:
+            return _own(self._run(batch, False).y, single)
+        run = self._run(batch, True, input_gradient=True)
+        self._pending = run, single
+        return _own(run.y, single)
 
     def backward(self, grad_y: np.ndarray) -> np.ndarray:
         """Return the gradient of the input; those of the parameters land in `grad`.
@@ -271,14 +283,16 @@ class Model:
         TypeError, ValueError
             If grad_y is not like the output.
         """
-        if self._pullback is None:
+        if self._pending is None:
             raise RuntimeError(
                 "backward needs a forward(x, train=True) before it, one for each"
             )
-        grad_x, grads = self._pullback(grad_y)
-        self._pullback = None
+        run, single = self._pending
+        grad_x, grads = self._taken_back(run, grad_y, single, True)
+        self._pending = None
         for name, parameter in self.named_parameters():
             parameter.grad = grads[name]
+        assert grad_x is not None
         return grad_x
 
     def __call__(self, x: Any) -> Any:
@@ -309,6 +323,64 @@ class Model:
             [self(x[i : i + batch_size]).argmax(axis=1) for i in starts]
         )
         return labels[0] if single else labels
+
+    def plan(
+        self,
+        shape: Any,
+        train: bool = True,
+        *,
+        dtype: Any = None,
+        input_gradient: bool = False,
+        memory_limit: int | None = None,
+    ) -> Plan:
+        """Return how the model is run for one shape: its steps, and their memory.
+
+        Every pass goes by such a plan; it is made on the first and kept for the next.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of the input, with the batch axis.
+        train : bool, default True
+            Forward and back, as `fit` does; else forward only.
+        dtype : dtype, optional
+            Default the parameters'.
+        input_gradient : bool, default False
+            Whether the gradient of the input is made too.
+        memory_limit : int, optional
+            Bytes that the plan may take.
+
+        Returns
+        -------
+        Plan
+            With `memory`, the bytes that it takes, and `summary`.
+
+        Raises
+        ------
+        MemoryError
+            If the plan takes more than `memory_limit`. Nothing has been allocated.
+        TypeError, ValueError
+            If the shape does not fit; the message names the layer and the rule.
+
+        Examples
+        --------
+        >>> model.plan((64, 1, 28, 28)).memory
+        >>> print(model.plan((1, 1, 28, 28), train=False).summary())
+        """
+        sizes = checked_shape(shape, "shape")
+        if self.input_shape is not None and sizes[1:] != self.input_shape:
+            rest = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"shape is {sizes}, the model takes (N, {rest})")
+        dtype = checked_dtype(dtype or self.dtype or np.float32)
+        if self.dtype not in (None, dtype):
+            raise TypeError(f"dtype is {dtype}, the model works in {self.dtype}")
+        plan = self._plans.find(self, sizes, dtype.str, train, input_gradient)
+        if memory_limit is not None and plan.memory > memory_limit:
+            raise MemoryError(
+                f"{'training' if train else 'inference'} on {dtype} of shape {sizes} "
+                f"takes {plan.memory:,} bytes, memory_limit is {memory_limit:,}"
+            )
+        return plan
 
     # -- parameters --------------------------------------------------------------
 
@@ -410,7 +482,7 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         # a pending backward belongs to this object's layers and stays with it
-        return self.__dict__ | {"_pullback": None}
+        return self.__dict__ | {"_pending": None}
 
     # -- shapes ------------------------------------------------------------------
 
@@ -443,16 +515,31 @@ class Model:
         """
         return self._shapes(self._known_input(input_shape))[-1]
 
-    def summary(self, input_shape: Any = None) -> str:
-        """Return a table: each layer's output shape, parameters and multiply-adds.
+    def summary(self, input_shape: Any = None, batch_size: int = 64) -> str:
+        """Return a table: each layer's output shape, parameters, work and bytes.
+
+        Multiply-adds and bytes are those of one sample; a line below says what plans
+        for a batch take, which reuse memory (`plan`).
 
         Parameters
         ----------
         input_shape : tuple of int, optional
             Shape of one input; may be left out where the model knows it.
+        batch_size : int, default 64
+            For the line below the table.
         """
         shapes = self._shapes(self._known_input(input_shape))
-        return summary(self._steps, self._names, shapes)
+        dtype = self.dtype or np.dtype(np.float32)
+        table = summary(self._steps, self._names, shapes, dtype.itemsize)
+        batch = (checked_size(batch_size, "batch_size", 1), *shapes[0])
+        try:
+            training, inference = (self.plan(batch, t).memory for t in (True, False))
+        except NoPlanError:
+            return table  # it runs layer by layer
+        return (
+            f"{table}\na batch of {batch_size} takes {training:,} bytes in training, "
+            f"{inference:,} in inference"
+        )
 
     # -- checks ------------------------------------------------------------------
 
@@ -476,6 +563,21 @@ class Model:
             raise ValueError("x must have a batch axis, got shape ()")
         return batch, single
 
+    def _taken_back(
+        self,
+        run: Run | _LayerByLayer,
+        grad_y: np.ndarray,
+        single: bool,
+        input_gradient: bool,
+    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """Take a run's way back; arrays of the caller's own."""
+        grad_y = self._checked_grad(grad_y, run.y[0] if single else run.y)
+        grad_x, grads = run.backward(
+            grad_y[np.newaxis] if single else grad_y, input_gradient
+        )
+        copies = {name: grads[name].copy() for name, _ in self.named_parameters()}
+        return None if grad_x is None else _own(grad_x, single), copies
+
     def _checked_grad(self, grad_y: np.ndarray, y: np.ndarray) -> np.ndarray:
         if not isinstance(grad_y, np.ndarray) or grad_y.dtype != y.dtype:
             kind = getattr(grad_y, "dtype", type(grad_y).__name__)
@@ -486,13 +588,9 @@ class Model:
             )
         return grad_y
 
-    def _place(self, step: Step) -> str:
-        return f"layer {self._names[step.layer]}, {step.layer!r}"
-
     def _explained(self, error: Exception, step: Step) -> Exception:
         """Return the error with the name of the layer that raised it."""
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        return kind(f"{self._place(step)}: {error}")
+        return explained(error, step.layer, self._names[step.layer])
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{n}: {layer!r}" for n, layer in self.layers.items())
@@ -545,6 +643,27 @@ class Sequential(Model):
         if input_shape is not None:
             input_shape = checked_shape(input_shape, "input_shape")
         self._assemble(steps, names, input_shape)
+
+
+class _LayerByLayer:
+    """A `cnn_ext.plan.Run` without a plan."""
+
+    def __init__(self, model: Model, x: np.ndarray, train: bool) -> None:
+        self._model = model
+        self.y, self._saved = model._forward(x, train)
+
+    def backward(
+        self, grad_y: np.ndarray, input_gradient: bool
+    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        return self._model._backward(grad_y, self._saved, input_gradient)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _own(array: np.ndarray, single: bool) -> np.ndarray:
+    """A copy in plain order; of one image without the batch axis."""
+    return np.array(array[0] if single else array, order="C")
 
 
 def _names(steps: list[Step]) -> dict[Layer, str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
+from cnn_ext import _update
 from cnn_ext.layers.base import Parameter
 
 if TYPE_CHECKING:
@@ -25,8 +27,48 @@ __all__ = [
     "clip_grad_value",
 ]
 
-# Elements at a time where a pass needs a temporary: it stays in the cache.
-_BLOCK = 1 << 15
+# What belongs to one parameter, by name.
+_State = dict[str, np.ndarray]
+# The arrays of it that a compiled update reads and writes, in its order.
+_Kept = tuple["np.ndarray | None", ...]
+
+
+class _Last:
+    """The arrays of the last step: most often those of the next one too.
+
+    Finding states in a dictionary of weak keys and looking at arrays would take longer
+    than the update of a small net.
+    """
+
+    def __init__(
+        self,
+        parameters: list[Parameter],
+        values: list[np.ndarray],
+        slots: tuple[str, ...],
+        states: list[_State],
+    ) -> None:
+        # weak, so that an optimiser keeps no model alive
+        self.parameters = [ref(parameter) for parameter in parameters]
+        self.values = [ref(value) for value in values]
+        self.grads: list[ref[np.ndarray]] = []
+        self.slots, self.states = slots, states
+        self.dense = all(value.flags.c_contiguous for value in values)
+
+    def has(self, parameters: list[Parameter], values: list[np.ndarray]) -> bool:
+        return _are(self.parameters, parameters) and _are(self.values, values)
+
+    def has_grads(self, grads: list[Any]) -> bool:
+        """Whether gradients are arrays that have been found to fit their values."""
+        return _are(self.grads, grads)
+
+    def keep_grads(self, grads: list[np.ndarray]) -> None:
+        self.grads = [ref(grad) for grad in grads]
+
+
+def _are(references: list[Any], objects: list[Any]) -> bool:
+    return len(references) == len(objects) and all(
+        map(is_, [reference() for reference in references], objects)
+    )
 
 
 class Optimizer(ABC):
@@ -44,6 +86,8 @@ class Optimizer(ABC):
 
     #: Whether the number of steps is kept for each parameter.
     counts: ClassVar[bool] = False
+    #: The compiled update, of `cnn_ext._update`.
+    _rule: ClassVar[int]
 
     def __init__(self, lr: float, weight_decay: float) -> None:
         if not 0 < lr < math.inf:
@@ -52,14 +96,19 @@ class Optimizer(ABC):
             raise ValueError(f"weight_decay must not be negative, got {weight_decay!r}")
         self.lr = float(lr)
         self.weight_decay = float(weight_decay)
-        self._state: WeakKeyDictionary[Parameter, dict[str, np.ndarray]]
+        self._state: WeakKeyDictionary[Parameter, _State]
         self._state = WeakKeyDictionary()
-        self._scratch = [np.empty(0, dtype=np.uint8) for _ in range(2)]
+        self._last: _Last | None = None
 
     @property
     @abstractmethod
     def slots(self) -> tuple[str, ...]:
         """Names of the arrays that are kept for each parameter."""
+
+    @property
+    def _used(self) -> tuple[str, ...]:
+        """Those of `slots` that a step reads with the settings as they are."""
+        return self.slots
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -82,43 +131,57 @@ class Optimizer(ABC):
                     f"parameter {i}, of shape {parameter.shape}, has no gradient: "
                     "run a backward pass first"
                 )
-        for parameter in parameters:
-            if parameter.lr_scale:
-                lr = self.lr * parameter.lr_scale
-                self._update(parameter, parameter.value, parameter.grad, lr)
+        moving = [p for p in parameters if p.lr_scale]
+        values: list[np.ndarray] = [p.value for p in moving]
+        grads: list[Any] = [p.grad for p in moving]
+        last, used = self._last, self._used
+        if last is None or last.slots != used or not last.has(moving, values):
+            states = [self._state_of(p, p.value) for p in moving]
+            last = self._last = _Last(moving, values, used, states)
+        if not last.has_grads(grads):
+            like = [_like(g, v) for g, v in zip(grads, values, strict=True)]
+            last.keep_grads(grads if all(map(is_, grads, like)) else [])
+            grads = like
+        rates = [self.lr * p.lr_scale for p in moving]
+        writeable = values
+        if not last.dense:
+            writeable = [value.copy(order="C") for value in values]
+        # One compiled call for all of them: an update is whole or not at all.
+        _update.step(
+            self._rule,
+            writeable,
+            grads,
+            [self._arrays(state) for state in last.states],
+            self._numbers(rates, last.states),
+        )
+        if not last.dense:
+            for value, changed in zip(values, writeable, strict=True):
+                value[...] = changed
 
     @abstractmethod
-    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
-        """Change p in place."""
+    def _numbers(
+        self, rates: list[float], states: list[_State]
+    ) -> list[tuple[float, ...]]:
+        """Return the numbers of the compiled rule for each parameter's step."""
 
-    def _kept(self, parameter: Parameter, p: np.ndarray) -> dict[str, np.ndarray]:
+    def _arrays(self, state: _State) -> _Kept:
+        """Return a parameter's arrays in the order of the compiled rule."""
+        return tuple(state[slot] for slot in self.slots)
+
+    def _state_of(self, parameter: Parameter, p: np.ndarray) -> _State:
         """Return a parameter's state, zeros at first or where its array is another."""
         state = self._state.get(parameter)
         if state is None or any(
             slot not in state
             or state[slot].shape != p.shape
             or state[slot].dtype != p.dtype
-            for slot in self.slots
+            for slot in self._used
         ):
-            state = {slot: np.zeros(p.shape, p.dtype) for slot in self.slots}
+            state = {slot: np.zeros(p.shape, p.dtype) for slot in self._used}
             if self.counts:
                 state["steps"] = np.zeros((), np.int64)
             self._state[parameter] = state
         return state
-
-    def _room(self, p: np.ndarray, which: int = 0) -> np.ndarray:
-        """Return scratch space like p, kept from one step to the next."""
-        if self._scratch[which].size < p.nbytes:
-            self._scratch[which] = np.empty(p.nbytes, dtype=np.uint8)
-        return self._scratch[which][: p.nbytes].view(p.dtype).reshape(p.shape)
-
-    def _decayed(self, p: np.ndarray, g: np.ndarray, room: np.ndarray) -> np.ndarray:
-        """Return g + weight_decay * p, in `room` where it is not g."""
-        if not self.weight_decay:
-            return g
-        np.multiply(p, self.weight_decay, out=room)
-        room += g
-        return room
 
     def _key(self, name: str, slot: str) -> str:
         """Name of an array in `state_dict`."""
@@ -170,6 +233,7 @@ class Optimizer(ABC):
             taken[parameter] = {slot: array.copy() for slot, array in found.items()}
         for name in rest:
             raise ValueError(f"state has {name!r}, the model has no such parameter")
+        self._last = None
         for parameter, arrays in taken.items():
             self._state.pop(parameter, None)
             if arrays:
@@ -218,6 +282,8 @@ class SGD(Optimizer):
         self.momentum = float(momentum)
         self.nesterov = bool(nesterov)
 
+    _rule = _update.SGD
+
     @property
     def slots(self) -> tuple[str, ...]:
         return ("velocity",)
@@ -230,24 +296,19 @@ class SGD(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
-    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
-        room = self._room(p)
-        g = self._decayed(p, g, room)
-        if self.momentum:
-            # from zeros the first step gives v = g
-            v = self._kept(parameter, p)["velocity"]
-            v *= self.momentum
-            v += g
-            if self.nesterov:
-                # lr * (g + momentum * v), in two subtractions
-                np.multiply(g, lr, out=room)
-                p -= room
-                np.multiply(v, lr * self.momentum, out=room)
-            else:
-                np.multiply(v, lr, out=room)
-        else:
-            np.multiply(g, lr, out=room)
-        p -= room
+    @property
+    def _used(self) -> tuple[str, ...]:
+        return self.slots if self.momentum else ()
+
+    def _arrays(self, state: _State) -> _Kept:
+        return (state["velocity"] if self.momentum else None,)
+
+    def _numbers(
+        self, rates: list[float], states: list[_State]
+    ) -> list[tuple[float, ...]]:
+        rest: tuple[float, ...]
+        rest = self.momentum, self.weight_decay, self.nesterov
+        return [(rate, *rest) for rate in rates]
 
 
 class Adam(Optimizer):
@@ -275,6 +336,7 @@ class Adam(Optimizer):
     """
 
     counts = True
+    _rule = _update.ADAM
 
     def __init__(
         self,
@@ -306,29 +368,22 @@ class Adam(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
-    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
-        room = self._room(p)
-        g = self._decayed(p, g, room)
-        state = self._kept(parameter, p)
-        m, v, (beta1, beta2) = state["first"], state["second"], self.betas
-        steps = state["steps"]
-        steps += 1
-        t = int(steps)
-        # Only one scratch array, and g may lie in it: both moments as
-        # beta * (moment + (1-beta)/beta * g) would need a second; so scale, then add.
-        m *= beta1 / (1 - beta1) if beta1 else 0.0
-        m += g
-        m *= 1 - beta1
-        np.multiply(g, g, out=room)
-        room *= 1 - beta2
-        v *= beta2
-        v += room
-        np.divide(v, 1 - beta2**t, out=room)
-        np.sqrt(room, out=room)
-        room += self.eps
-        np.divide(m, room, out=room)
-        room *= lr / (1 - beta1**t)
-        p -= room
+    def _numbers(
+        self, rates: list[float], states: list[_State]
+    ) -> list[tuple[float, ...]]:
+        beta1, beta2 = self.betas
+        numbers: list[tuple[float, ...]] = []
+        for lr, state in zip(rates, states, strict=True):
+            steps = state["steps"]
+            t = int(steps) + 1
+            steps[...] = t
+            rate, correction = lr / (1 - beta1**t), 1 / (1 - beta2**t)
+            numbers.append((rate, beta1, beta2, self.eps, correction, *self._decay(lr)))
+        return numbers
+
+    def _decay(self, lr: float) -> tuple[float, float]:
+        """Return what is added to the gradient, and what multiplies the parameter."""
+        return self.weight_decay, 1.0
 
 
 class AdamW(Adam):
@@ -356,13 +411,8 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(lr, betas, eps, weight_decay)
 
-    def _decayed(self, p: np.ndarray, g: np.ndarray, room: np.ndarray) -> np.ndarray:
-        return g  # not the gradient: the parameter decays
-
-    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
-        if self.weight_decay:
-            p *= 1 - lr * self.weight_decay
-        super()._update(parameter, p, g, lr)
+    def _decay(self, lr: float) -> tuple[float, float]:
+        return 0.0, 1 - lr * self.weight_decay
 
 
 class RMSprop(Optimizer):
@@ -412,6 +462,8 @@ class RMSprop(Optimizer):
         self.alpha, self.eps = float(alpha), float(eps)
         self.momentum, self.centered = float(momentum), bool(centered)
 
+    _rule = _update.RMSPROP
+
     @property
     def slots(self) -> tuple[str, ...]:
         mean = ("mean",) if self.centered else ()
@@ -427,35 +479,15 @@ class RMSprop(Optimizer):
             "centered": self.centered,
         }
 
-    def _update(self, parameter: Parameter, p: np.ndarray, g: Any, lr: float) -> None:
-        room = self._room(p)
-        state = self._kept(parameter, p)
-        v = state["square"]
-        g = self._decayed(p, g, self._room(p, 1))
-        np.multiply(g, g, out=room)
-        room *= 1 - self.alpha
-        v *= self.alpha
-        v += room
-        if self.centered:
-            mean = state["mean"]
-            np.multiply(g, 1 - self.alpha, out=room)
-            mean *= self.alpha
-            mean += room
-            np.multiply(mean, mean, out=room)
-            np.subtract(v, room, out=room)
-            np.sqrt(room, out=room)
-        else:
-            np.sqrt(v, out=room)
-        room += self.eps
-        np.divide(g, room, out=room)
-        if self.momentum:
-            b = state["velocity"]
-            b *= self.momentum
-            b += room
-            np.multiply(b, lr, out=room)
-        else:
-            room *= lr
-        p -= room
+    def _arrays(self, state: _State) -> _Kept:
+        return state["square"], state.get("mean"), state.get("velocity")
+
+    def _numbers(
+        self, rates: list[float], states: list[_State]
+    ) -> list[tuple[float, ...]]:
+        rest: tuple[float, ...]
+        rest = self.alpha, self.eps, self.weight_decay, self.momentum
+        return [(rate, *rest) for rate in rates]
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -485,18 +517,10 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     if not 0 < max_norm < math.inf:
         raise ValueError(f"max_norm must be above 0 and finite, got {max_norm!r}")
     grads = _gradients(parameters)
-    total = 0.0
-    for grad in grads:
-        flat = grad.reshape(-1)
-        for i in range(0, flat.size, _BLOCK):
-            part = flat[i : i + _BLOCK].astype(np.float64)
-            part *= part
-            total += float(part.sum())
-    norm = math.sqrt(total)
+    norm = math.sqrt(_update.sum_squares(grads))
     factor = max_norm / (norm + 1e-6)
     if factor < 1:  # not for NaN
-        for grad in grads:
-            grad *= factor
+        _update.scale(grads, factor)
     return norm
 
 
@@ -511,8 +535,7 @@ def clip_grad_value(parameters: Iterable[Parameter], limit: float) -> None:
     """
     if not 0 < limit < math.inf:
         raise ValueError(f"limit must be above 0 and finite, got {limit!r}")
-    for grad in _gradients(parameters):
-        np.clip(grad, -limit, limit, out=grad)
+    _update.clip(_gradients(parameters), limit)
 
 
 def _gradients(parameters: Iterable[Parameter]) -> list[np.ndarray]:
@@ -520,7 +543,20 @@ def _gradients(parameters: Iterable[Parameter]) -> list[np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            if not parameter.grad.flags.writeable:
+            flags = parameter.grad.flags
+            if not (flags.writeable and flags.c_contiguous):
                 parameter.grad = parameter.grad.copy()
             found[id(parameter.grad)] = parameter.grad
     return list(found.values())
+
+
+def _like(grad: Any, value: np.ndarray) -> np.ndarray:
+    """Return a gradient of a parameter's shape and dtype, without gaps."""
+    if (
+        isinstance(grad, np.ndarray)
+        and grad.dtype == value.dtype
+        and grad.shape == value.shape
+        and grad.flags.c_contiguous
+    ):
+        return grad
+    return np.array(np.broadcast_to(grad, value.shape), value.dtype, order="C")

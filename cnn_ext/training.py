@@ -158,6 +158,7 @@ def fit(
         while progress.run.epoch < epochs and progress.run.history.stopped is None:
             trainer.epoch(x, target)
     finally:
+        trainer.keep_gradients()
         for layer in borrowers:
             layer.rng = None  # type: ignore[attr-defined]
         if schedule is not None:
@@ -203,6 +204,23 @@ class _Trainer:
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.augment = augment
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+        self.named = list(self.run.model.named_parameters())
+        self.parameters = [parameter for _, parameter in self.named]
+        self.room: np.ndarray | None = None
+
+    def batch(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return these samples, in memory that the next batch takes over."""
+        if self.room is None:
+            self.room = np.empty((self.batch_size, *x.shape[1:]), x.dtype)
+        # rows are a part of a permutation: none is out of range. Without a mode numpy
+        # takes another copy
+        return np.take(x, rows, axis=0, out=self.room[: len(rows)], mode="clip")
+
+    def keep_gradients(self) -> None:
+        """Leave the parameters gradients of their own: these lie in a plan's memory."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.copy()
 
     def epoch(self, x: np.ndarray, target: np.ndarray) -> None:
         """Take the rest of an epoch's batches, and what follows them."""
@@ -217,7 +235,9 @@ class _Trainer:
         with _progress(title, len(left), self.verbose) as advance:
             for i in left:
                 rows = batches[i]
-                value = self.step(x[rows], target[rows], f"{title}, batch {i}")
+                value = self.step(
+                    self.batch(x, rows), target[rows], f"{title}, batch {i}"
+                )
                 if history.stopped is not None:
                     break
                 advance(value)
@@ -265,7 +285,8 @@ class _Trainer:
         value = weight = 0.0
         # Overflow shows in the loss, and is reported there.
         with np.errstate(over="ignore", invalid="ignore"):
-            y, pullback = model.vjp(x)
+            there = model._run(x, True)
+            y = there.y
             weight = self.loss.divisor(y.shape, target)
             if weight:  # else all labels are ignored: nothing to learn from
                 value, grad_y = self.loss(y, target)
@@ -276,15 +297,16 @@ class _Trainer:
                         f"the loss became {value} in {where}: a smaller learning rate "
                         f"than {optimizer.lr} may help"
                     )
-                _, grads = pullback(grad_y, input_gradient=False)
-                for name, parameter in model.named_parameters():
+                _, grads = there.backward(grad_y, False)
+                for name, parameter in self.named:
                     parameter.grad = grads[name]
                 if self.clip_value is not None:
-                    clip_grad_value(model.parameters(), self.clip_value)
+                    clip_grad_value(self.parameters, self.clip_value)
                 if self.clip_norm is not None:
-                    clip_grad_norm(model.parameters(), self.clip_norm)
+                    clip_grad_norm(self.parameters, self.clip_norm)
                 with _uninterrupted():
-                    optimizer.step(model.parameters())
+                    optimizer.step(self.parameters)
+            there.close()
         run.step += 1
         run.loss = value
         place.batch += 1

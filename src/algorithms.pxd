@@ -1,8 +1,9 @@
 # Which algorithm a correlation gets, and the loop that runs it.
 
 from boxes cimport band_of, boxes, tap_list
+from columns cimport column_space_of, columns_task, plan_columns
 from correlate cimport (
-    DEPTHWISE, DIRECT, PLANES, WINOGRAD, aligned, correlation, order_of_weights,
+    COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, aligned, correlation, order_of_weights,
 )
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
@@ -14,11 +15,13 @@ from kernels cimport (
     isize, kernels_for,
 )
 from depthwise cimport (
-    depthwise_gradient_space, depthwise_gradient_task, depthwise_pack,
-    depthwise_space, depthwise_task, plan_depthwise, plan_depthwise_gradient,
-    store_depthwise,
+    correlate_depthwise, depthwise_gradient_space, depthwise_gradient_task,
+    plan_depthwise_gradient, store_depthwise,
 )
-from libc.string cimport memcpy, memset
+from few_pixels cimport (
+    few_pixels, few_pixels_task, few_space_of, plan_few_pixels,
+)
+from libc.string cimport memcmp, memset
 from planes_gradient cimport (
     dot_space_of, plan_planes_gradient, planes_gradient_task, store_planes,
 )
@@ -69,6 +72,13 @@ cdef inline const cnn_winograd *filtering(
     return f
 
 
+cdef inline bint is_depthwise(const correlation *c) noexcept nogil:
+    """One channel in and one out a group, channels last: whatever the taps are."""
+    return (
+        c.depth == 1 and c.outs == 1 and c.groups > 1
+        and c.src.step_c == 1 and c.dst.step_c == 1)
+
+
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs)
@@ -76,147 +86,229 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
         runtime, c.kernels, &c.taps, c.depth, c.outs, c.dst.n, c.dst.h, c.dst.w)
     if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
         return WINOGRAD
+    if is_depthwise(c):
+        return DEPTHWISE
     if c.taps.count == 0:
         return DIRECT
-    if (few == 1 and c.depth == c.outs and c.groups > 1
-            and c.src.step_c == 1 and c.dst.step_c == 1):
-        return DEPTHWISE
+    if (c.outs >= 16 and not c.transposed and c.dst.n * c.dst.h * c.dst.w <= 64
+            and c.depth * c.outs * c.taps.count >= 1 << 16):
+        return COLUMNS
     # vectors of filters would stay half empty; or few channels, and the result would
     # have to be turned to planes
     if c.outs < 16 or (few < 16 and c.dst.step_c != 1):
         return PLANES
     # one tap does not pay for turning large planes to channels-last and back
     if (c.taps.count == 1 and c.src.step_w == 1 and c.dst.step_w <= c.taps.sx
-            and c.dst.h * c.dst.w >= 512):
-        return PLANES
+            and c.dst.h * c.dst.w >= 512
+            and c.depth * c.outs * c.kernels.itemsize <= PANEL_BYTES):
+        return COLUMNS
     return DIRECT
+
+
+# The passes of a correlation: as many groups as their panels' bytes allow, or one
+# group's blocks in turn, and chunks of the channels.
+cdef struct weight_passes:
+    isize groups, blocks, depth         # of a pass, at most
+    isize block_passes, chunks, count
+    isize panels, bytes                 # of the panels alone; with their biases
+
+
+cdef inline weight_passes plan_correlation(
+    const cnn_runtime *runtime, correlation *c
+) noexcept nogil:
+    cdef weight_passes p
+    cdef isize many = PANEL_BYTES
+    c.kernels = kernels_for(runtime, c.src.itemsize)
+    c.block = c.kernels.lanes * c.kernels.vectors
+    c.blocks = ceil_div(c.outs, c.block)
+    c.direct = c.dst.step_c == 1 or c.outs == 1
+    c.algorithm = choose(runtime, c)
+    c.depth_now = c.depth
+    if c.algorithm == DEPTHWISE:
+        c.panel_bytes = 0
+    elif c.algorithm == PLANES:
+        plan_planes(c)
+        c.blocks = 1
+    elif c.algorithm == COLUMNS:
+        plan_columns(c)
+        c.blocks = 1
+    elif c.algorithm == WINOGRAD:
+        plan_winograd(c)
+        many = WEIGHT_BYTES
+    else:
+        plan_direct(c)
+    many = max(1, many // max(1, c.panel_bytes))
+    p.groups, p.blocks = max(1, many // c.blocks), min(many, c.blocks)
+    p.depth = c.depth
+    if c.algorithm == COLUMNS or c.algorithm == DIRECT:
+        p.depth = c.depth_now
+    p.block_passes, p.chunks = ceil_div(c.blocks, p.blocks), ceil_div(c.depth, p.depth)
+    p.count = ceil_div(c.groups, p.groups) * p.block_passes * p.chunks
+    many = min(many, c.groups * c.blocks)
+    p.panels = aligned(many * c.panel_bytes)
+    p.bytes = p.panels + aligned(many * c.block * c.kernels.itemsize)
+    return p
+
+
+cdef inline void begin_pass(
+    correlation *c, const weight_passes *p, isize index, char *panels
+) noexcept nogil:
+    cdef isize chunk = index % p.chunks, blocks = index // p.chunks % p.block_passes
+    c.group0 = index // p.chunks // p.block_passes * p.groups
+    c.group1 = min(c.groups, c.group0 + p.groups)
+    c.block0 = blocks * p.blocks
+    c.block1 = min(c.blocks, c.block0 + p.blocks)
+    c.depth0 = chunk * p.depth
+    if p.chunks > 1:
+        c.depth_now = min(p.depth, c.depth - c.depth0)
+    c.start = CNN_BIAS if chunk == 0 else CNN_ADD
+    c.end = c.activation if chunk == p.chunks - 1 else CNN_LINEAR
+    c.panels, c.bias_panels = panels, panels + p.panels
+
+
+cdef inline isize offsets_bytes(const correlation *c) noexcept nogil:
+    return c.depth * max(c.weight_taps, c.taps.count) * <isize> sizeof(isize)
 
 
 cdef inline int correlate(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
     """Run the whole correlation; 0, or -1 if scratch memory ran out."""
-    cdef isize panels, per_pass, size, depth
+    cdef weight_passes p
+    cdef isize index, prepared
     cdef char *shared
-    cdef int failed
-    c.kernels = kernels_for(runtime, c.src.itemsize)
-    size = c.kernels.itemsize
+    cdef int failed = 0
     if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
         return 0
-    c.block = c.kernels.lanes * c.kernels.vectors
-    c.blocks = ceil_div(c.outs, c.block)
-    c.direct = c.dst.step_c == 1 or c.outs == 1
-    c.algorithm = choose(runtime, c)
+    p = plan_correlation(runtime, c)
     if c.algorithm == DEPTHWISE:
-        return correlate_depthwise(runtime, c)
-    if c.algorithm == PLANES:
-        plan_planes(c)
-        c.blocks = 1
-        depth = c.depth
-    elif c.algorithm == WINOGRAD:
-        plan_winograd(c)
-        depth = c.depth
-    else:
-        plan_direct(c)
-        depth = c.depth_now
-    per_pass = PANEL_BYTES
-    if c.algorithm == WINOGRAD:
-        per_pass = WEIGHT_BYTES
-    per_pass = max(1, per_pass // max(1, c.panel_bytes))
-    panels = min(per_pass, c.groups * c.blocks)
+        return correlate_depthwise(runtime, c, 1, 1)
+    prepared = c.prepared != NULL and is_prepared(c, &p)
     shared = <char *> runtime.take(
-        aligned(panels * c.panel_bytes) + aligned(panels * c.block * size)
-        + c.depth * max(c.weight_taps, c.taps.count) * <isize> sizeof(isize))
+        offsets_bytes(c) + (0 if prepared else p.bytes))
     if shared == NULL:
         return -1
-    c.panels = shared
-    c.bias_panels = shared + aligned(panels * c.panel_bytes)
-    c.to = <isize *> (c.bias_panels + aligned(panels * c.block * size))
-    c.group0 = 0
-    while c.group0 < c.groups:
-        # as many groups as fit, or one group's blocks in turn
-        c.group1 = min(c.groups, c.group0 + max(1, per_pass // c.blocks))
-        c.block0 = 0
-        while c.block0 < c.blocks:
-            c.block1 = min(c.blocks, c.block0 + per_pass)
-            c.depth0 = 0
-            while c.depth0 < c.depth:
-                if c.algorithm == DIRECT:
-                    c.depth_now = min(depth, c.depth - c.depth0)
-                c.start = CNN_BIAS if c.depth0 == 0 else CNN_ADD
-                c.end = CNN_LINEAR
-                if c.depth0 + depth >= c.depth:
-                    c.end = c.activation
-                failed = run_pass(runtime, c)
-                if failed:
-                    runtime.give(shared)
-                    return failed
-                c.depth0 += depth
-            c.block0 = c.block1
-        c.group0 = c.group1
-    runtime.give(shared)
-    return 0
+    c.to = <isize *> shared
+    shared += offsets_bytes(c)
+    for index in range(p.count):
+        if prepared:
+            begin_pass(c, &p, index, c.prepared + PREPARED_HEAD + index * p.bytes)
+        else:
+            begin_pass(c, &p, index, shared)
+            failed = pack_pass(runtime, c)
+        if not failed:
+            failed = run_pass(runtime, c)
+        if failed:
+            break
+    runtime.give(c.to)
+    return failed
 
 
-cdef inline int correlate_depthwise(
+# Weights packed beforehand: this head, then the panels of every pass.
+cdef enum:
+    PREPARED_HEAD = 64
+
+
+cdef struct prepared_head:
+    const cnn_kernels *kernels
+    isize algorithm, block, panel_bytes, bytes, count, weights
+
+
+cdef inline prepared_head head_of(
+    const correlation *c, const weight_passes *p
+) noexcept nogil:
+    cdef prepared_head h
+    h.kernels, h.algorithm, h.block = c.kernels, c.algorithm, c.block
+    h.panel_bytes, h.bytes, h.count = c.panel_bytes, p.bytes, p.count
+    h.weights = c.groups * c.outs * c.depth * c.taps.count
+    return h
+
+
+cdef inline bint is_prepared(
+    const correlation *c, const weight_passes *p
+) noexcept nogil:
+    """Whether c.prepared was made for what is about to run."""
+    cdef prepared_head h = head_of(c, p)
+    return memcmp(c.prepared, &h, sizeof(prepared_head)) == 0
+
+
+cdef inline isize prepared_bytes(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
-    cdef isize size = c.kernels.itemsize, lanes = c.kernels.lanes
-    cdef isize weights = aligned((c.groups * c.taps.count + lanes) * size)
-    cdef isize biases = aligned((c.groups + lanes) * size)
-    cdef int failed
-    plan_depthwise(c)
-    c.panels = <char *> runtime.take(
-        weights + biases + c.taps.count * <isize> sizeof(isize))
-    if c.panels == NULL:
+    """Size of the panels of every pass; 0 where weights are used as they lie."""
+    cdef weight_passes p = plan_correlation(runtime, c)
+    if c.panel_bytes == 0:
+        return 0
+    return PREPARED_HEAD + p.count * p.bytes
+
+
+cdef inline int prepare(
+    const cnn_runtime *runtime, correlation *c
+) noexcept nogil:
+    """Pack the weights of every pass into c.prepared."""
+    cdef weight_passes p = plan_correlation(runtime, c)
+    cdef prepared_head *head = <prepared_head *> c.prepared
+    cdef isize index
+    cdef int failed = 0
+    c.to = <isize *> runtime.take(offsets_bytes(c))
+    if c.to == NULL:
         return -1
-    c.bias_panels = c.panels + weights
-    c.to = <isize *> (c.bias_panels + biases)
-    if c.bias != NULL:
-        memcpy(c.bias_panels, c.bias, c.groups * size)
-    depthwise_pack(c)
-    failed = runtime.run(
-        depthwise_task, c, boxes(&c.grid) * ceil_div(c.groups, c.gang),
-        depthwise_space(c),
-        <double> c.groups * c.dst.n * c.dst.h * c.dst.w * c.taps.count)
-    runtime.give(c.panels)
+    memset(c.prepared, 0, PREPARED_HEAD + p.count * p.bytes)
+    head[0] = head_of(c, &p)
+    for index in range(p.count):
+        begin_pass(c, &p, index, c.prepared + PREPARED_HEAD + index * p.bytes)
+        if not failed:
+            failed = pack_pass(runtime, c)
+    runtime.give(c.to)
     return failed
+
+
+cdef inline double pass_weights(const correlation *c) noexcept nogil:
+    return (
+        <double> (c.group1 - c.group0) * min(c.outs, (c.block1 - c.block0) * c.block)
+        * c.depth * c.weight_taps)
+
+
+cdef inline int pack_pass(
+    const cnn_runtime *runtime, correlation *c
+) noexcept nogil:
+    """Put the weights of the pass under way into its panels."""
+    cdef isize panels = (c.group1 - c.group0) * (c.block1 - c.block0), group
+    if c.algorithm == PLANES or c.algorithm == COLUMNS:
+        if not weights_as_they_lie(c):
+            for group in range(c.group0, c.group1):
+                pack_planes(c, group)
+        return 0
+    order_of_weights(c)
+    if c.algorithm == WINOGRAD:
+        return runtime.run(winograd_pack_task, c, panels, winograd_pack_bytes(c),
+                           8 * pass_weights(c))
+    return runtime.run(direct_pack_task, c, panels, 0, 4 * pass_weights(c))
 
 
 cdef inline int run_pass(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
-    cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0, group
-    cdef double weights = (
-        <double> groups * min(c.outs, count * c.block) * c.depth * c.weight_taps)
-    cdef double work = weights * c.dst.n * c.dst.h * c.dst.w
-    cdef isize tasks = boxes(&c.grid) * groups
-    cdef int failed
+    cdef isize groups = c.group1 - c.group0, tasks = boxes(&c.grid) * groups
+    cdef isize parts = c.block1 - c.block0
+    cdef double work = pass_weights(c) * c.dst.n * c.dst.h * c.dst.w
     if c.algorithm == PLANES:
-        if not weights_as_they_lie(c):
-            for group in range(c.group0, c.group1):
-                pack_planes(c, group)
         offsets_of_planes(c)
         return runtime.run(
             plane_task, c, boxes(&c.grid) * ceil_div(groups, c.gang),
             plane_space_of(c).total, work)
-    order_of_weights(c)
-    # few boxes: several tasks share a box's pixels, each with its own blocks
-    c.splits = min(count, max(1, ceil_div(8, tasks)))
+    # few boxes: several tasks share a box's pixels, each with its own outs
+    if c.algorithm == COLUMNS:
+        parts = ceil_div(c.outs, c.kernels.mr)
+    c.splits = min(parts, max(1, ceil_div(8, tasks)))
+    tasks *= c.splits
+    if c.algorithm == COLUMNS:
+        return runtime.run(columns_task, c, tasks, column_space_of(c).total, work)
     if c.algorithm == WINOGRAD:
-        failed = runtime.run(winograd_pack_task, c, groups * count,
-                             winograd_pack_bytes(c), 8 * weights)
-        if failed:
-            return failed
-        return runtime.run(winograd_task, c, tasks * c.splits,
-                           winograd_space_of(c).total, work)
-    failed = runtime.run(direct_pack_task, c, groups * count, 0, 4 * weights)
-    if failed:
-        return failed
+        return runtime.run(winograd_task, c, tasks, winograd_space_of(c).total, work)
     c.around = band_of(&c.grid, &c.taps, c.depth_now)
     offsets_of_taps(c)
-    return runtime.run(direct_task, c, tasks * c.splits,
-                       direct_space_of(c).total, work)
+    return runtime.run(direct_task, c, tasks, direct_space_of(c).total, work)
 
 
 cdef inline int choose_gradient(
@@ -231,7 +323,7 @@ cdef inline int choose_gradient(
     if (w.channels == 1 and w.filters == 1 and w.groups > 1
             and w.x.step_c == 1 and w.grad_y.step_c == 1):
         return DEPTHWISE
-    return PLANES if min(w.channels, w.filters) < 16 else DIRECT
+    return PLANES if w.filters < 16 else DIRECT
 
 
 cdef inline int weight_gradient(
@@ -265,6 +357,10 @@ cdef inline int weight_gradient(
         scratch = winograd_gradient_space_of(
             w, w.some_channels, w.some_filters).total
         task = winograd_gradient_task
+    elif few_pixels(w):
+        plan_few_pixels(w)
+        scratch = few_space_of(w).total
+        task = few_pixels_task
     else:
         plan_gradient(w)
         scratch = space_of(w).total

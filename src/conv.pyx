@@ -9,16 +9,22 @@ from cnn_ext import _runtime
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
 
-from algorithms cimport choose, choose_gradient, correlate, weight_gradient
+from algorithms cimport (
+    choose, choose_gradient, correlate, is_depthwise, prepare, prepared_bytes,
+    weight_gradient,
+)
 from boxes cimport tap_list
-from correlate cimport DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
+from correlate cimport COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
+from depthwise cimport correlate_depthwise
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
 from kernels cimport (
     CNN_LINEAR, CNN_RELU, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
-from weight_gradient cimport gradient_of_weight, sum_channels
+from weight_gradient cimport (
+    exchange, exchange_pays, gradient_of_weight, join_rows, sum_channels,
+)
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
@@ -109,13 +115,13 @@ cdef correlation forward_of(
     c.groups, c.depth, c.outs = g.groups, g.c // g.groups, g.k // g.groups
     c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
     c.transposed = False
-    c.bias, c.activation = bias, activation
+    c.bias, c.activation, c.prepared = bias, activation, NULL
     return c
 
 
 cdef int run_forward(
     const conv_geometry *g, image x, const char *weight, const char *bias, image y,
-    int activation,
+    int activation, char *prepared,
 ) noexcept nogil:
     cdef tap_tables tables
     cdef correlation c
@@ -123,6 +129,7 @@ cdef int run_forward(
     if make_tables(&tables, g.r * g.s):
         return -1
     c = forward_of(g, &tables, x, weight, bias, y, activation)
+    c.prepared = prepared
     failed = correlate(runtime, &c)
     free(tables.memory)
     return failed
@@ -144,8 +151,33 @@ cdef correlation backward_of(
     c.groups, c.depth, c.outs = g.groups, g.k // g.groups, g.c // g.groups
     c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
     c.transposed = True
-    c.bias, c.activation = NULL, CNN_LINEAR
+    c.bias, c.activation, c.prepared = NULL, CNN_LINEAR, NULL
     return c
+
+
+cdef int run_depthwise_input(
+    const conv_geometry *g, image grad_y, const char *weight, image grad_x
+) noexcept nogil:
+    """All phases in one pass: their pixels are neighbours."""
+    cdef isize down = min(g.stride_h, g.h), across = min(g.stride_w, g.w), p
+    cdef isize made = 0
+    cdef int failed = -1
+    cdef tap_tables *tables = <tap_tables *> malloc(
+        down * across * (sizeof(tap_tables) + sizeof(correlation)))
+    cdef correlation *phase = <correlation *> (tables + down * across)
+    if tables == NULL:
+        return -1
+    while made < down * across and not make_tables(tables + made, g.r * g.s):
+        phase[made] = backward_of(
+            g, tables + made, grad_y, weight, grad_x, made // across, made % across)
+        phase[made].kernels = kernels_for(runtime, grad_x.itemsize)
+        made += 1
+    if made == down * across:
+        failed = correlate_depthwise(runtime, phase, down, across)
+    for p in range(made):
+        free(tables[p].memory)
+    free(tables)
+    return failed
 
 
 cdef int run_backward_input(
@@ -158,6 +190,10 @@ cdef int run_backward_input(
     cdef int failed = 0
     if make_tables(&tables, g.r * g.s):
         return -1
+    c = backward_of(g, &tables, grad_y, weight, grad_x, 0, 0)
+    if is_depthwise(&c) and g.n > 0:
+        free(tables.memory)
+        return run_depthwise_input(g, grad_y, weight, grad_x)
     for py in range(min(g.stride_h, g.h)):
         for px in range(min(g.stride_w, g.w)):
             c = backward_of(g, &tables, grad_y, weight, grad_x, py, px)
@@ -178,6 +214,11 @@ cdef gradient_of_weight gradient_of(
     w.x, w.grad_y, w.grad_weight = x, grad_y, grad_weight
     w.interrupted = runtime.interrupted
     w.groups, w.channels, w.filters = g.groups, g.c // g.groups, g.k // g.groups
+    w.exchanged = False
+    join_rows(&w)
+    if exchange_pays(&w):
+        exchange(&w)
+        list_taps(&w.taps, tables, g, 0, 0, True)
     return w
 
 
@@ -195,11 +236,15 @@ cdef int run_backward_weight(
     return failed
 
 
-def conv2d(object sizes, x, weight, bias, y, bint relu=False):
-    """y[n,k] = bias[k] + sum over c, r, s of weight[k,c,r,s] * x[n,c] shifted."""
+def conv2d(object sizes, x, weight, bias, y, bint relu=False, prepared=None):
+    """y[n,k] = bias[k] + sum over c, r, s of weight[k,c,r,s] * x[n,c] shifted.
+
+    `prepared` is what prepare_conv2d made of weight and bias, or None.
+    """
     cdef conv_geometry g = conv_sizes(sizes)
-    cdef Py_buffer vx, vw, vb, vy
+    cdef Py_buffer vx, vw, vb, vy, vp
     cdef const char *b = NULL
+    cdef char *p = NULL
     cdef int failed
     hold(x, &vx, False)
     hold(weight, &vw, False)
@@ -207,16 +252,60 @@ def conv2d(object sizes, x, weight, bias, y, bint relu=False):
     if bias is not None:
         hold(bias, &vb, False)
         b = <const char *> vb.buf
+    if prepared is not None:
+        hold(prepared, &vp, False)
+        p = <char *> vp.buf
     with nogil:
         failed = run_forward(
             &g, image_of(&vx), <const char *> vw.buf, b, image_of(&vy),
-            CNN_RELU if relu else CNN_LINEAR)
+            CNN_RELU if relu else CNN_LINEAR, p)
     PyBuffer_Release(&vx)
     PyBuffer_Release(&vw)
     PyBuffer_Release(&vy)
     if bias is not None:
         PyBuffer_Release(&vb)
+    if prepared is not None:
+        PyBuffer_Release(&vp)
     check(failed, "conv2d")
+
+
+def prepare_conv2d(object sizes, weight, bias, bint channels_last, prepared=None):
+    """Pack weight and bias for conv2d; with None, return the bytes that this takes.
+
+    `prepared` is a buffer of that size, aligned to 64 bytes. 0 bytes: this geometry
+    uses weights as they lie.
+    """
+    cdef conv_geometry g = conv_sizes(sizes)
+    cdef tap_tables tables
+    cdef Py_buffer vw, vb, vp
+    cdef correlation c
+    cdef isize size = 0
+    cdef int failed = 0
+    check(make_tables(&tables, g.r * g.s), "prepare_conv2d")
+    hold(weight, &vw, False)
+    c = forward_of(
+        &g, &tables,
+        dense_image(vw.itemsize, g.n, g.c, g.h, g.w, channels_last),
+        <const char *> vw.buf, NULL,
+        dense_image(vw.itemsize, g.n, g.k, g.out_h, g.out_w, channels_last),
+        CNN_LINEAR)
+    if prepared is None:
+        size = prepared_bytes(runtime, &c)
+    else:
+        hold(prepared, &vp, True)
+        c.prepared = <char *> vp.buf
+        if bias is not None:
+            hold(bias, &vb, False)
+            c.bias = <const char *> vb.buf
+        with nogil:
+            failed = prepare(runtime, &c)
+        PyBuffer_Release(&vp)
+        if bias is not None:
+            PyBuffer_Release(&vb)
+    PyBuffer_Release(&vw)
+    free(tables.memory)
+    check(failed, "prepare_conv2d")
+    return size
 
 
 def conv2d_backward_input(object sizes, grad_y, weight, grad_x):
@@ -290,10 +379,9 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     cdef image y = dense_image(itemsize, g.n, g.k, g.out_h, g.out_w, channels_last)
     names = {
         DIRECT: "direct", PLANES: "planes", DEPTHWISE: "depthwise",
-        WINOGRAD: "winograd",
+        WINOGRAD: "winograd", COLUMNS: "columns",
     }
-    if make_tables(&tables, g.r * g.s):
-        raise MemoryError("explain_conv2d: no memory for its scratch space")
+    check(make_tables(&tables, g.r * g.s), "explain_conv2d")
     c = forward_of(&g, &tables, x, NULL, NULL, y, CNN_LINEAR)
     c.kernels = kernels_for(runtime, itemsize)
     c.block = c.kernels.lanes * c.kernels.vectors

@@ -24,6 +24,7 @@ cdef enum:
     PLANES
     DEPTHWISE
     WINOGRAD
+    COLUMNS
 
 
 cdef struct correlation:
@@ -36,6 +37,7 @@ cdef struct correlation:
     const isize *order                  # of weight tap t in the tap list, or -1
     bint transposed                     # weight is [depth][outs][taps]
     const char *bias                    # a value for each channel of dst, or NULL
+    char *prepared                      # both, packed beforehand; or NULL
     int activation
 
     # what the geometry leads to
@@ -48,6 +50,7 @@ cdef struct correlation:
     band around
     bint banded                         # the source is copied into bands
     bint padded                         # taps can lie outside of the image
+    bint by_columns                     # DIRECT: tiles go down the columns
     bint direct                         # tiles are stored in dst itself
     bint streamed                       # weights are more than the caches hold
     isize block, blocks                 # channels of a tile; tiles for all outs

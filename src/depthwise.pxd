@@ -1,73 +1,124 @@
 # Depthwise convolution of channels-last arrays: one channel in, one out, a group.
-# Lanes are channels. A task takes some channels of a box, copies their band and walks
-# along its rows; the gradient of the weights beside the sum itself.
+# Lanes are channels; the source is read where it lies, and taps beyond its border are
+# left out. A task makes some rows, or some columns of them; the gradient of the weights
+# beside the sum itself.
 
-from boxes cimport (
-    band, band_elements, band_of, band_offset, box, box_at, boxes, cut, fill_band,
-    halve,
-)
-from correlate cimport aligned, clear_behind, correlation
-from geometry cimport ceil_div, pixel
-from kernels cimport cnn_kernels, isize
-from libc.string cimport memset
+from boxes cimport box, box_at, boxes, cut, tap_list
+from correlate cimport aligned, correlation
+from geometry cimport ceil_div, even_share, image, pixel
+from kernels cimport cnn_depthwise, cnn_kernels, cnn_runtime, isize
+from libc.string cimport memcpy, memset
 from weight_gradient cimport gradient_of_weight, gradient_part, part_of, partial_sums
 
+# Elements that a task makes, about; bytes of the rows that its taps look at, which
+# stay in the second-level cache; bytes of a gradient's sums, in the first-level one.
 cdef enum:
-    SOME_CHANNELS = 64
-    BAND_BYTES = 192 << 10
+    DEPTHWISE_ELEMENTS = 65536
+    ROWS_BYTES = 256 << 10
+    SUMS_BYTES = 24 << 10
 
 
-cdef inline isize depthwise_space(const correlation *c) noexcept nogil:
-    return aligned(
-        (band_elements(&c.grid, &c.around) + c.kernels.lanes) * c.kernels.itemsize)
+# Correlations whose outputs interleave: one for a forward pass, one for each phase of
+# a strided gradient of the input (which a task makes together, row by row).
+cdef struct depthwise_job:
+    const cnn_kernels *kernels
+    const correlation *phase
+    isize down, across
+    isize channels
+    isize rows_per_task, cols_per_task, row_tasks, col_tasks
+    const char *weight                  # [tap][channel]
+    const char *bias
 
 
-cdef inline void depthwise_pack(correlation *c) noexcept nogil:
-    """weight[channel][tap] -> panel[some channels][tap][channel], offsets of taps."""
-    cdef isize taps = c.weight_taps, size = c.kernels.itemsize, g, t, channels
-    for g in range(0, ceil_div(c.groups, c.gang)):
-        channels = min(c.gang, c.groups - g * c.gang)
-        for t in range(taps):
-            if c.order[t] >= 0:
-                c.kernels.copy(
-                    c.panels + size * (
-                        g * c.gang * c.taps.count + c.order[t] * channels), 1, 1,
-                    c.weight + size * (g * c.gang * taps + t), taps, 1, channels, 1)
-    for t in range(c.taps.count):
-        c.to[t] = band_offset(&c.around, &c.taps, t)
+cdef inline isize columns(const tap_list *taps) noexcept nogil:
+    return taps.count // taps.rows if taps.rows > 0 else 0
+
+
+cdef inline isize row_space(const tap_list *taps) noexcept nogil:
+    return taps.rows * <isize> sizeof(void *)
+
+
+cdef inline void find_row(
+    cnn_depthwise *d, const tap_list *taps, const isize *tap, const image *src,
+    isize n, isize channel, isize i, char *scratch,
+) noexcept nogil:
+    """The rows of taps that output row i has in the source."""
+    cdef isize r, first = 0, last = taps.rows
+    cdef const void **x = <const void **> scratch
+    while first < last and i * taps.sy + taps.row_dy[first] < 0:
+        first += 1
+    while last > first and i * taps.sy + taps.row_dy[last - 1] >= src.h:
+        last -= 1
+    for r in range(first, last):
+        x[r - first] = pixel(src, n, channel, i * taps.sy + taps.row_dy[r], 0)
+    d.rows, d.cols = last - first, columns(taps)
+    d.x, d.tap, d.dx = x, tap + first * d.cols, taps.dx
+    d.stride, d.width, d.x_step = taps.sx, src.w, src.step_w
 
 
 cdef inline void depthwise_task(void *job, isize task, char *scratch) noexcept nogil:
-    cdef const correlation *c = <const correlation *> job
-    cdef isize size = c.kernels.itemsize, i
-    cdef isize gangs = ceil_div(c.groups, c.gang)
-    cdef isize channel = task % gangs * c.gang
-    cdef isize channels = min(c.gang, c.groups - channel)
-    cdef box where = box_at(&c.grid, task // gangs)
-    fill_band(scratch, &c.around, &where, &c.taps, c.kernels, &c.src, channel, channels)
-    clear_behind(scratch, band_elements(&c.grid, &c.around), c.kernels)
-    for i in range(where.i1 - where.i0):
-        c.kernels.depthwise(
-            pixel(&c.dst, where.n0, channel, where.i0 + i, where.j0), c.dst.step_w,
-            scratch + i * c.taps.sy * c.around.row_step * size,
-            c.taps.sx * c.around.channels, c.to, c.taps.count,
-            c.panels + channel * c.taps.count * size, channels, where.j1 - where.j0,
-            NULL if c.bias == NULL else c.bias_panels + channel * size,
-            c.activation)
+    cdef const depthwise_job *w = <const depthwise_job *> job
+    cdef isize j0 = task // w.row_tasks % w.col_tasks * w.cols_per_task
+    cdef isize i0 = task % w.row_tasks * w.rows_per_task
+    cdef isize n = task // w.row_tasks // w.col_tasks, i, p
+    cdef const correlation *c
+    cdef cnn_depthwise d
+    d.channels = w.channels
+    for i in range(i0, min(i0 + w.rows_per_task, w.phase.dst.h)):
+        for p in range(w.down * w.across):
+            c = w.phase + p
+            if i >= c.dst.h or j0 >= c.dst.w:
+                continue
+            find_row(&d, &c.taps, c.to, &c.src, n, 0, i, scratch)
+            d.first, d.last = j0, min(j0 + w.cols_per_task, c.dst.w)
+            d.y_step = c.dst.step_w
+            w.kernels.depthwise(
+                &d, pixel(&c.dst, n, 0, i, j0), w.weight, w.bias, c.activation)
 
 
-cdef inline void plan_depthwise(correlation *c) noexcept nogil:
-    c.gang = min(c.groups, SOME_CHANNELS)
-    c.depth_now = 1
-    c.grid = cut(1, c.dst.h, c.dst.w, 1024)
-    c.grid.n = c.grid.count_n = c.dst.n
-    c.around = band_of(&c.grid, &c.taps, c.gang)
-    while band_elements(&c.grid, &c.around) * c.kernels.itemsize > BAND_BYTES:
-        if not halve(&c.grid, 16):
-            if c.gang == 1:
-                break
-            c.gang = ceil_div(c.gang, 2)
-        c.around = band_of(&c.grid, &c.taps, c.gang)
+cdef inline int correlate_depthwise(
+    const cnn_runtime *runtime, correlation *phase, isize down, isize across
+) noexcept nogil:
+    """Run `down` * `across` correlations, the first of which has the most outputs."""
+    cdef depthwise_job w
+    cdef correlation *c
+    cdef isize size = phase.kernels.itemsize, lanes = phase.kernels.lanes
+    cdef isize taps = phase.weight_taps, p, t, space = 0, row
+    cdef isize weights = aligned((phase.groups * taps + lanes) * size)
+    cdef isize biases = aligned((phase.groups + lanes) * size)
+    cdef char *shared = <char *> runtime.take(
+        weights + biases + down * across * taps * <isize> sizeof(isize))
+    cdef isize *at = <isize *> (shared + weights + biases)
+    cdef int failed
+    if shared == NULL:
+        return -1
+    w.kernels, w.phase, w.channels = phase.kernels, phase, phase.groups
+    w.down, w.across = down, across
+    w.weight, w.bias = shared, NULL
+    memset(shared + phase.groups * taps * size, 0, lanes * size)
+    w.kernels.copy(shared, w.channels, 1, phase.weight, 1, taps, taps, w.channels)
+    if phase.bias != NULL:
+        w.bias = shared + weights
+        memset(shared + weights + w.channels * size, 0, lanes * size)
+        memcpy(shared + weights, phase.bias, w.channels * size)
+    for p in range(down * across):
+        c = phase + p
+        c.to = at + p * taps
+        for t in range(taps):
+            if c.order[t] >= 0:
+                c.to[c.order[t]] = t * w.channels
+        space = max(space, row_space(&c.taps))
+    row = max(1, w.channels * phase.taps.sx * size * (phase.taps.rows + 1))
+    w.cols_per_task = even_share(phase.dst.w, max(16, ROWS_BYTES // row))
+    w.col_tasks = ceil_div(phase.dst.w, w.cols_per_task)
+    w.rows_per_task = even_share(phase.dst.h, max(1, DEPTHWISE_ELEMENTS // (
+        w.channels * w.cols_per_task * down * across)))
+    w.row_tasks = ceil_div(phase.dst.h, w.rows_per_task)
+    failed = runtime.run(
+        depthwise_task, &w, phase.dst.n * w.row_tasks * w.col_tasks, space,
+        <double> w.channels * phase.dst.n * phase.dst.h * phase.dst.w * taps)
+    runtime.give(shared)
+    return failed
 
 
 # --- gradient of the weights -----------------------------------------------------
@@ -76,10 +127,9 @@ cdef inline void plan_depthwise(correlation *c) noexcept nogil:
 cdef inline isize depthwise_gradient_space(
     const gradient_of_weight *w
 ) noexcept nogil:
-    cdef band around = band_of(&w.grid, &w.taps, w.some_channels)
-    cdef isize size = w.kernels.itemsize
-    return aligned(w.part_size * size) + aligned(w.taps.count * 8) + aligned(
-        (band_elements(&w.grid, &around) + w.kernels.lanes) * size)
+    return (
+        aligned(w.part_size * w.kernels.itemsize)
+        + aligned(w.taps.count * <isize> sizeof(isize)) + row_space(&w.taps))
 
 
 cdef inline void depthwise_gradient_task(
@@ -88,33 +138,34 @@ cdef inline void depthwise_gradient_task(
     cdef const gradient_of_weight *w = <const gradient_of_weight *> job
     cdef isize size = w.kernels.itemsize, b, i, t
     cdef gradient_part part = part_of(w, task)
-    cdef band around = band_of(&w.grid, &w.taps, part.channels)
     cdef char *sums = scratch
     cdef isize *at = <isize *> (scratch + aligned(w.part_size * size))
-    cdef char *pixels = <char *> at + aligned(w.taps.count * 8)
+    cdef char *rows = <char *> at + aligned(w.taps.count * <isize> sizeof(isize))
     cdef box where
+    cdef cnn_depthwise d
     if w.chunks > 1:
         sums = partial_sums(w, task)
-    memset(sums, 0, w.taps.count * part.channels * size)
+    memset(sums, 0, w.part_size * size)
     for t in range(w.taps.count):
-        at[t] = band_offset(&around, &w.taps, t)
+        at[t] = t * whole_channels(w)
+    d.channels, d.y_step = part.channels, w.grad_y.step_w
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
                    (part.chunk + 1) * boxes(&w.grid) // w.chunks):
         if w.interrupted():
             return
         where = box_at(&w.grid, b)
-        fill_band(pixels, &around, &where, &w.taps, w.kernels, &w.x, part.channel0,
-                  part.channels)
-        clear_behind(pixels, band_elements(&w.grid, &around), w.kernels)
-        for i in range(where.i1 - where.i0):
+        d.first, d.last = where.j0, where.j1
+        for i in range(where.i0, where.i1):
+            find_row(&d, &w.taps, at, &w.x, where.n0, part.channel0, i, rows)
             w.kernels.depthwise_gradient(
-                sums,
-                pixel(&w.grad_y, where.n0, part.channel0, where.i0 + i, where.j0),
-                w.grad_y.step_w, pixels + i * w.taps.sy * around.row_step * size,
-                w.taps.sx * around.channels, at, w.taps.count, part.channels,
-                where.j1 - where.j0)
+                &d, sums, pixel(&w.grad_y, where.n0, part.channel0, i, where.j0))
     if w.chunks == 1:
         store_depthwise(w, &part, sums)
+
+
+cdef inline isize whole_channels(const gradient_of_weight *w) noexcept nogil:
+    """Channels of a part, in whole vectors."""
+    return ceil_div(w.some_channels, w.kernels.lanes) * w.kernels.lanes
 
 
 cdef inline void store_depthwise(
@@ -124,21 +175,18 @@ cdef inline void store_depthwise(
     cdef isize taps = w.taps.count
     w.kernels.copy(
         w.grad_weight + p.channel0 * taps * w.kernels.itemsize, 1, taps,
-        sums, p.channels, 1, taps, p.channels)
+        sums, whole_channels(w), 1, taps, p.channels)
 
 
 cdef inline void plan_depthwise_gradient(gradient_of_weight *w) noexcept nogil:
-    cdef band around
-    # all channels are one group's here: a part is some of them
+    cdef isize lanes = w.kernels.lanes, some
+    # all channels are one group's here: a part is some of them, in whole vectors
     w.channels, w.groups = w.groups, 1
-    w.some_channels, w.some_filters = min(w.channels, SOME_CHANNELS), 1
-    w.grid = cut(1, w.grad_y.h, w.grad_y.w, 1024)
+    some = max(4 * lanes, SUMS_BYTES // (w.taps.count * w.kernels.itemsize))
+    w.some_channels = min(
+        w.channels, ceil_div(even_share(w.channels, some), lanes) * lanes)
+    w.some_filters = 1
+    w.grid = cut(1, w.grad_y.h, w.grad_y.w, max(
+        64, DEPTHWISE_ELEMENTS // w.some_channels))
     w.grid.n = w.grid.count_n = w.grad_y.n
-    around = band_of(&w.grid, &w.taps, w.some_channels)
-    while band_elements(&w.grid, &around) * w.kernels.itemsize > BAND_BYTES:
-        if not halve(&w.grid, 16):
-            if w.some_channels == 1:
-                break
-            w.some_channels = ceil_div(w.some_channels, 2)
-        around = band_of(&w.grid, &w.taps, w.some_channels)
-    w.part_size = w.some_channels * w.taps.count
+    w.part_size = whole_channels(w) * w.taps.count

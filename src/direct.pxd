@@ -28,85 +28,161 @@ cdef inline void direct_pack_task(
     pack_block(c, group, block, panel(c, group, block))
 
 
-cdef inline void point_at_source(
-    const correlation *c, const box *where, isize group, const void **a,
-    const char *source, const char *zeros,
+# A box's pixels in the order in which tiles take them: row by row, or column by
+# column where the kernel is wider than high (c.by_columns).
+cdef struct pixel_order:
+    isize lines, run                    # `lines` times `run` pixels
+    isize line_i, line_j, step_i, step_j
+
+
+cdef inline pixel_order order_of(const correlation *c, const box *where) noexcept nogil:
+    cdef pixel_order o
+    o.lines, o.run = where.i1 - where.i0, where.j1 - where.j0
+    o.line_i, o.line_j, o.step_i, o.step_j = 1, 0, 0, 1
+    if c.by_columns:
+        o.lines, o.run = o.run, o.lines
+        o.line_i, o.line_j, o.step_i, o.step_j = 0, 1, 1, 0
+    return o
+
+
+# A tile's pixels: where they reach in the source, and what follows from it.
+cdef struct tile_reach:
+    isize y0, y1, x0, x1                # source pixels of the kernel's origin
+    isize first, count                  # runs of taps: the others meet padding alone
+    bint inside                         # no tap of any pixel meets padding
+
+
+cdef inline tile_reach reach_of(
+    const correlation *c, const box *where, const pixel_order *o, isize p, isize last
 ) noexcept nogil:
-    """Fill a[tile][run][row]: the pixel that each row of A starts from."""
+    """The reach of pixels p to `last` of a box."""
     cdef const tap_list *taps = &c.taps
-    cdef isize mr = c.kernels.mr, size = c.kernels.itemsize
-    cdef isize runs = taps.count // taps.wide
-    cdef isize n, i, t, y, x, at, lane = 0, _j
-    cdef isize col_step
+    cdef isize line0 = p // o.run, line1 = last // o.run, v0, v1
+    cdef bint single = taps.rows == 1   # then columns rise as rows do elsewhere
+    cdef tile_reach r
+    v0, v1 = 0, o.run - 1
+    if line0 == line1:
+        v0, v1 = p - line0 * o.run, last - line0 * o.run
+    if line0 // o.lines == line1 // o.lines:
+        line0, line1 = line0 % o.lines, line1 % o.lines
+    else:
+        line0, line1 = 0, o.lines - 1
+    r.y0 = (where.i0 + line0 * o.line_i + v0 * o.step_i) * taps.sy
+    r.y1 = (where.i0 + line1 * o.line_i + v1 * o.step_i) * taps.sy
+    r.x0 = (where.j0 + line0 * o.line_j + v0 * o.step_j) * taps.sx
+    r.x1 = (where.j0 + line1 * o.line_j + v1 * o.step_j) * taps.sx
+    r.inside = (
+        r.y0 + taps.dy_min >= 0 and r.y1 + taps.dy_max < c.src.h
+        and r.x0 + taps.dx_min >= 0 and r.x1 + taps.dx_max < c.src.w)
+    r.first, last = 0, taps.count
+    while not r.inside and r.first < last and (
+            r.y1 + taps.dy[r.first] < 0
+            or single and r.x1 + taps.dx[r.first] < 0):
+        r.first += 1
+    while not r.inside and last > r.first and (
+            r.y0 + taps.dy[last - 1] >= c.src.h
+            or single and r.x0 + taps.dx[last - 1] >= c.src.w):
+        last -= 1
+    r.first //= taps.wide
+    r.count = ceil_div(last, taps.wide) - r.first
+    return r
+
+
+cdef inline void point_at_source(
+    const correlation *c, const box *where, const pixel_order *o, isize group,
+    const void **a, const char *band,
+) noexcept nogil:
+    """Fill a[pixel]: where its taps are counted from, in the band or in src."""
+    cdef const tap_list *taps = &c.taps
+    cdef isize size = c.kernels.itemsize, n, u, p = 0, _v
+    cdef isize row_step, col_step, step
+    cdef const char *image
     cdef const char *base
-    cdef const void **to = a
-    cdef bint inside
+    if c.banded:
+        row_step = taps.sy * c.around.row_step * size
+        col_step = taps.sx * c.around.channels * size
+    else:
+        row_step = taps.sy * c.src.step_h * size
+        col_step = taps.sx * c.src.step_w * size
+    step = o.step_i * row_step + o.step_j * col_step
     for n in range(where.n0, where.n1):
-        for i in range(where.i0, where.i1):
-            if c.banded:
-                base = source + size * (
-                    (n - where.n0) * c.around.image_step
-                    + (i - where.i0) * taps.sy * c.around.row_step)
-                col_step = taps.sx * c.around.channels * size
-            else:
-                base = pixel(
-                    &c.src, n, group * c.depth + c.depth0, i * taps.sy,
-                    where.j0 * taps.sx)
-                col_step = taps.sx * c.src.step_w * size
-            y = i * taps.sy
-            inside = c.banded or not c.padded
-            x = where.j0 * taps.sx
-            for _j in range(where.j1 - where.j0):
-                if inside or (
-                    y + taps.dy_min >= 0 and y + taps.dy_max < c.src.h
-                    and x + taps.dx_min >= 0 and x + taps.dx_max < c.src.w
-                ):
-                    for t in range(runs):
-                        to[t * mr + lane] = base + c.to[t]
-                else:
-                    for t in range(runs):
-                        at = t * taps.wide
-                        if (0 <= y + taps.dy[at] < c.src.h
-                                and 0 <= x + taps.dx[at] < c.src.w):
-                            to[t * mr + lane] = base + c.to[t]
-                        else:
-                            to[t * mr + lane] = zeros
-                base += col_step
-                x += taps.sx
-                lane += 1
-                if lane == mr:
-                    lane = 0
-                    to += runs * mr
-    if lane:  # rows of the last tile that nobody will store
-        for i in range(lane, mr):
+        if c.banded:
+            image = band + size * (n - where.n0) * c.around.image_step
+        else:
+            image = pixel(&c.src, n, group * c.depth + c.depth0,
+                          where.i0 * taps.sy, where.j0 * taps.sx)
+        for u in range(o.lines):
+            base = image + u * (o.line_i * row_step + o.line_j * col_step)
+            for _v in range(o.run):
+                a[p] = base
+                base += step
+                p += 1
+    for u in range(ceil_div(p, c.kernels.mr) * c.kernels.mr - p):
+        a[p + u] = a[p - 1]             # rows that nobody will store
+
+
+cdef inline void point_around(
+    const correlation *c, const box *where, const pixel_order *o, isize p,
+    isize count, const void *const *a, const void **to, const char *zeros,
+) noexcept nogil:
+    """Fill to[run][row] for the `count` pixels from p on, with zeros for padding."""
+    cdef const tap_list *taps = &c.taps
+    cdef isize mr = c.kernels.mr, size = c.kernels.itemsize, runs = taps.count
+    cdef isize t, y, x, lane, u = p // o.run % o.lines, v = p % o.run
+    cdef const char *base
+    for lane in range(count):
+        y = (where.i0 + u * o.line_i + v * o.step_i) * taps.sy
+        x = (where.j0 + u * o.line_j + v * o.step_j) * taps.sx
+        base = <const char *> a[lane]
+        for t in range(runs):
+            to[t * mr + lane] = base + c.to[t] * size
+        if (y + taps.dy_min < 0 or y + taps.dy_max >= c.src.h
+                or x + taps.dx_min < 0 or x + taps.dx_max >= c.src.w):
             for t in range(runs):
-                to[t * mr + i] = to[t * mr]
+                if not (0 <= y + taps.dy[t] < c.src.h
+                        and 0 <= x + taps.dx[t] < c.src.w):
+                    to[t * mr + lane] = zeros
+        v += 1
+        if v == o.run:
+            v, u = 0, (u + 1) % o.lines
+    for lane in range(count, mr):       # rows that nobody will store
+        for t in range(runs):
+            to[t * mr + lane] = to[t * mr]
 
 
 cdef inline void point_at_result(
-    const correlation *c, const box *where, isize group, void **to, char *tile
+    const correlation *c, const box *where, const pixel_order *o, isize group,
+    void **to, char *tile,
 ) noexcept nogil:
     """Fill to[pixel]: where each row of C begins, in dst or in the scratch tile."""
-    cdef isize n, i, p = 0, _j
-    cdef isize step = c.dst.step_w * c.dst.itemsize
-    cdef char *row = tile
-    if not c.direct:
-        step = c.block * c.dst.itemsize
+    cdef isize n, u, p = 0, _v, size = c.dst.itemsize
+    cdef isize row_step, col_step, step
+    cdef char *image = tile
+    cdef char *row
+    if c.direct:
+        row_step, col_step = c.dst.step_h * size, c.dst.step_w * size
+    else:
+        col_step = c.block * size
+        row_step = col_step * (where.j1 - where.j0)
+    step = o.step_i * row_step + o.step_j * col_step
     for n in range(where.n0, where.n1):
-        for i in range(where.i0, where.i1):
-            if c.direct:
-                row = pixel(&c.dst, n, group * c.outs, i, where.j0)
-            for _j in range(where.j1 - where.j0):
+        if c.direct:
+            image = pixel(&c.dst, n, group * c.outs, where.i0, where.j0)
+        for u in range(o.lines):
+            row = image + u * (o.line_i * row_step + o.line_j * col_step)
+            for _v in range(o.run):
                 to[p] = row
                 row += step
                 p += 1
-    for i in range(ceil_div(p, c.kernels.mr) * c.kernels.mr - p):
-        to[p + i] = to[p - 1]
+        if not c.direct:
+            image += o.lines * o.run * col_step
+    for u in range(ceil_div(p, c.kernels.mr) * c.kernels.mr - p):
+        to[p + u] = to[p - 1]
 
 
 # What a task's scratch holds, in bytes from its start.
 cdef struct direct_space:
-    isize a, c, tile, zeros, total
+    isize a, around, c, reach, tile, zeros, total
 
 
 cdef inline direct_space direct_space_of(const correlation *c) noexcept nogil:
@@ -114,9 +190,12 @@ cdef inline direct_space direct_space_of(const correlation *c) noexcept nogil:
     cdef isize size = c.kernels.itemsize, mr = c.kernels.mr
     cdef isize rows = ceil_div(box_pixels(&c.grid), mr) * mr
     w.a = aligned(band_elements(&c.grid, &c.around) * size) if c.banded else 0
-    w.c = w.a + aligned(
-        rows * (c.taps.count // c.taps.wide) * <isize> sizeof(void *))
-    w.tile = w.c + aligned(rows * <isize> sizeof(void *))
+    w.around = w.a + aligned(rows * <isize> sizeof(void *))
+    w.c = w.around
+    if c.padded and not c.banded:
+        w.c += aligned(rows * c.taps.count * <isize> sizeof(void *))
+    w.reach = w.c + aligned(rows * <isize> sizeof(void *))
+    w.tile = w.reach + aligned(rows // mr * <isize> sizeof(tile_reach))
     w.zeros = w.tile + (0 if c.direct else aligned(rows * c.block * size))
     w.total = w.zeros + (0 if c.banded else aligned(c.depth_now * size))
     return w
@@ -130,29 +209,36 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
     cdef isize split = task % c.splits
     cdef isize group = c.group0 + task // c.splits % groups
     cdef box where = box_at(&c.grid, task // c.splits // groups)
+    cdef pixel_order o = order_of(c, &where)
     cdef isize runs = c.taps.count // c.taps.wide
     cdef isize pixels = (
         (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
     cdef direct_space w = direct_space_of(c)
-    cdef isize block, p, width
+    cdef isize first = c.block0 + split * count // c.splits
+    cdef isize block, p, width, tiles = ceil_div(pixels, mr)
+    cdef const void **a = <const void **> (scratch + w.a)
+    cdef const void **around = <const void **> (scratch + w.around)
+    cdef tile_reach *reach = <tile_reach *> (scratch + w.reach)
     cdef cnn_tile q
     if c.banded:
         fill_band(scratch, &c.around, &where, &c.taps, kernels, &c.src,
                   group * c.depth + c.depth0, c.depth_now)
     else:
         memset(scratch + w.zeros, 0, c.depth_now * size)
-    point_at_source(c, &where, group, <const void **> (scratch + w.a), scratch,
-                    scratch + w.zeros)
-    point_at_result(c, &where, group, <void **> (scratch + w.c), scratch + w.tile)
-    q.batches = runs
+    point_at_source(c, &where, &o, group, a, scratch)
+    point_at_result(c, &where, &o, group, <void **> (scratch + w.c), scratch + w.tile)
+    for p in range(tiles):
+        reach[p] = reach_of(
+            c, &where, &o, p * mr, min((p + 1) * mr, pixels) - 1)
+        if not (c.banded or reach[p].inside):
+            point_around(c, &where, &o, p * mr, min(mr, pixels - p * mr), a + p * mr,
+                         around + p * mr * runs, scratch + w.zeros)
     q.depth = c.depth_now * c.taps.wide
-    q.a_next, q.a_move, q.a_from, q.a_step = mr, 0, 0, 1
+    q.a_move, q.a_from, q.a_step = 0, 0, 1
     q.start, q.activation = c.start, c.end
-    for block in range(c.block0 + split * count // c.splits,
-                       c.block0 + (split + 1) * count // c.splits):
+    for block in range(first, c.block0 + (split + 1) * count // c.splits):
         width = width_of(c, block)
         q.cols = min(width, c.outs - block * c.block)
-        q.b = panel(c, group, block)
         q.b_move, q.b_step = q.depth * width, width
         q.bias = bias_panel(c, group, block)
         q.c_move = block * c.block if c.direct else 0
@@ -160,10 +246,23 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             move_tile(c, &where, group * c.outs + block * c.block, q.cols,
                       scratch + w.tile, True)
         # weight[block x taps*depth] . pixels[taps*depth x mr] -> dst, tile by tile
-        for p in range(ceil_div(pixels, mr)):
+        for p in range(tiles):
             q.rows = min(mr, pixels - p * mr)
-            q.a = <const void **> (scratch + w.a) + p * mr * runs
+            q.batches = reach[p].count
+            if c.banded or reach[p].inside:
+                q.a = a + p * mr
+                q.a_at = c.to + reach[p].first
+                q.a_next = 0
+            else:
+                q.a = around + (p * runs + reach[p].first) * mr
+                q.a_at = NULL
+                q.a_next = mr
+            q.b = panel(c, group, block) + reach[p].first * q.b_move * size
             q.c = <void **> (scratch + w.c) + p * mr
+            # the first block meets pixels that no cache holds yet
+            q.next = NULL
+            if block == first and not c.banded and p + 1 < tiles:
+                q.next = <const char *> a[(p + 1) * mr] + c.to[runs - 1] * size
             run_tile(kernels, &q, width)
         if not c.direct:
             move_tile(c, &where, group * c.outs + block * c.block, q.cols,
@@ -197,6 +296,11 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
         (c.src.step_c != 1 and c.depth > 1)
         or (taps.wide > 1 and c.depth < kernels.lanes)
     )
+    # a tile of pixels below each other skips the taps that padding swallows
+    if c.depth >= kernels.lanes:
+        taps.wide = 1
+    c.by_columns = c.padded and (
+        taps.dx_max - taps.dx_min > taps.dy_max - taps.dy_min)
     if not c.banded:
         taps.wide = 1
         c.panel_bytes = direct_panel_bytes(c)
@@ -212,11 +316,10 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
 
 
 cdef inline void offsets_of_taps(correlation *c) noexcept nogil:
-    """c.to[run]: bytes from an output's base to the run's first source pixel."""
-    cdef isize t, size = c.kernels.itemsize
+    """c.to[run]: elements from an output's base to the run's first source pixel."""
+    cdef isize t
     for t in range(c.taps.count // c.taps.wide):
         if c.banded:
-            c.to[t] = size * band_offset(&c.around, &c.taps, t * c.taps.wide)
+            c.to[t] = band_offset(&c.around, &c.taps, t * c.taps.wide)
         else:
-            c.to[t] = size * (
-                c.taps.dy[t] * c.src.step_h + c.taps.dx[t] * c.src.step_w)
+            c.to[t] = c.taps.dy[t] * c.src.step_h + c.taps.dx[t] * c.src.step_w

@@ -3,6 +3,8 @@
 from cpython.buffer cimport (
     PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
+from cpython.long cimport PyLong_AsSsize_t
+from cpython.tuple cimport PyTuple_GetItem
 from kernels cimport isize
 
 
@@ -28,19 +30,24 @@ cdef struct pool_geometry:
     isize top, bottom, left, right, out_h, out_w
 
 
+# Sizes are read by index: unpacking a NamedTuple goes through its Python class, and
+# took longer than all the rest of a small call.
+cdef inline int read_sizes(object sizes, isize *to, isize count) except -1:
+    cdef isize i
+    for i in range(count):
+        to[i] = PyLong_AsSsize_t(<object> PyTuple_GetItem(sizes, i))
+    return 0
+
+
 cdef inline conv_geometry conv_sizes(object sizes) except *:
     cdef conv_geometry g
-    (g.n, g.c, g.h, g.w, g.k, g.r, g.s, g.stride_h, g.stride_w,
-     g.dilation_h, g.dilation_w, g.top, g.bottom, g.left, g.right, g.groups,
-     g.out_h, g.out_w) = <tuple> sizes
+    read_sizes(sizes, &g.n, sizeof(g) // sizeof(isize))
     return g
 
 
 cdef inline pool_geometry pool_sizes(object sizes) except *:
     cdef pool_geometry g
-    (g.n, g.c, g.h, g.w, g.r, g.s, g.stride_h, g.stride_w,
-     g.dilation_h, g.dilation_w, g.top, g.bottom, g.left, g.right,
-     g.out_h, g.out_w) = <tuple> sizes
+    read_sizes(sizes, &g.n, sizeof(g) // sizeof(isize))
     return g
 
 
@@ -52,10 +59,17 @@ cdef inline int hold(object array, Py_buffer *view, bint writable) except -1:
     return 0
 
 
+# A matrix (N, C) is an image of one row, N pixels wide.
 cdef inline image image_of(const Py_buffer *view) noexcept nogil:
     cdef image result
     result.data = <char *> view.buf
     result.itemsize = view.itemsize
+    if view.ndim == 2:
+        result.n, result.c, result.h, result.w = 1, view.shape[1], 1, view.shape[0]
+        result.step_n = result.step_h = 0
+        result.step_c = view.strides[1] // view.itemsize
+        result.step_w = view.strides[0] // view.itemsize
+        return result
     result.n, result.c = view.shape[0], view.shape[1]
     result.h, result.w = view.shape[2], view.shape[3]
     result.step_n = view.strides[0] // view.itemsize

@@ -2,6 +2,7 @@
 # use, `runtime.set.f32` and `.f64`, are the only float/double branch.
 
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t
 
 ctypedef ptrdiff_t isize
 
@@ -10,28 +11,57 @@ cdef extern from "table.h" nogil:
         CNN_ZERO
         CNN_ADD
         CNN_BIAS
+        CNN_BIAS_ROWS
     cdef enum:
         CNN_LINEAR
         CNN_RELU
+        CNN_RELU6
+    cdef enum:
+        CNN_ACTIVATIONS
+    cdef enum:
+        CNN_SGD
+        CNN_ADAM
+        CNN_RMSPROP
+
+    ctypedef struct cnn_cross_entropy:
+        const double *weights
+        double keep, share, all_shares, factor
+        int64_t ignored
 
     ctypedef struct cnn_tile:
         isize rows, cols, batches, depth
         const void *const *a
         isize a_next, a_move, a_from, a_step
+        const isize *a_at
         const void *b
         isize b_move, b_step
         void *const *c
         isize c_move
         const void *bias
         int start, activation
+        const void *next
+
+    ctypedef struct cnn_depthwise:
+        isize rows, cols
+        const void *const *x
+        const isize *dx
+        const isize *tap
+        isize stride, width, x_step, y_step, channels, first, last
 
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
-        const isize *first
+        const void *first
+        isize runs, x_run, y_run, code_run
 
     ctypedef struct cnn_share:
         isize at, code
         double scale
+
+    ctypedef struct cnn_gather:
+        isize count, phases
+        const cnn_share *share
+        const isize *shares
+        isize runs, x_run, y_run
 
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
@@ -78,6 +108,25 @@ cdef extern from "table.h" nogil:
         isize rows, cols
         void (*run)(const cnn_dot_tile *) noexcept nogil
 
+    ctypedef struct cnn_lines:
+        const char *at
+        isize left, run, of_run, jump, row, of_row, row_jump
+
+    ctypedef struct cnn_gradient_tile:
+        isize rows, cols, batches, depth
+        const void *const *a
+        isize a_from, a_move, a_step
+        const void *b
+        isize b_move, b_step
+        void *c
+        isize c_step
+        int start
+        cnn_lines *next
+
+    ctypedef struct cnn_gradient_kernel:
+        isize rows
+        void (*run[2])(const cnn_gradient_tile *) noexcept nogil
+
     ctypedef struct cnn_kernels:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
@@ -95,32 +144,62 @@ cdef extern from "table.h" nogil:
             void *, const void *, isize, isize, isize, isize) noexcept nogil
         const cnn_plane_kernel *plane_tile
         const cnn_dot_kernel *dot_tile
+        const cnn_gradient_kernel *gradient_tile
         void (*depthwise)(
-            void *, isize, const void *, isize, const isize *, isize, const void *,
-            isize, isize, const void *, int) noexcept nogil
+            const cnn_depthwise *, void *, const void *, const void *, int
+        ) noexcept nogil
         void (*depthwise_gradient)(
-            void *, const void *, isize, const void *, isize, const isize *, isize,
-            isize, isize) noexcept nogil
+            const cnn_depthwise *, void *, const void *) noexcept nogil
         const cnn_winograd *winograd
-        void (*relu)(void *, const void *, isize) noexcept nogil
-        void (*relu_backward)(
-            void *, const void *, const void *, isize) noexcept nogil
-        void (*quadratic_backward)(
+        void (**activation)(
+            void *, const void *, isize, double, double) noexcept nogil
+        void (**delta)(
             void *, const void *, const void *, isize, double, double, double
         ) noexcept nogil
+        void (*add)(
+            void *, const void *, const void *, isize, int) noexcept nogil
+        void (*moments)(
+            double *, double *, const void *, isize, isize, int, isize, void *
+        ) noexcept nogil
+        void (*normalize)(
+            void *, const void *, const void *, const void *, const void *, isize,
+            isize, int, int) noexcept nogil
+        void (*error_sums)(
+            double *, double *, const void *, const void *, const void *, const void *,
+            const void *, isize, isize, int, int, void *) noexcept nogil
+        void (*normalize_backward)(
+            void *, const void *, const void *, const void *, isize, isize, isize, int,
+            int) noexcept nogil
+        void (**update)(
+            void *, const void *, void **, isize, const double *) noexcept nogil
+        double (*sum_squares)(const void *, isize) noexcept nogil
+        void (*scale_by)(void *, isize, double) noexcept nogil
+        void (*clip)(void *, isize, double) noexcept nogil
+        void (*cross_entropy)(
+            void *, void *, const void *, const int64_t *, isize, isize,
+            const cnn_cross_entropy *) noexcept nogil
+        void (*row_dots)(
+            void *, const void *, const void *, isize, isize, const void *, int
+        ) noexcept nogil
+        void (*row_times)(
+            void *, const void *, const void *, isize, isize, isize) noexcept nogil
+        void (*row_outer)(
+            void *, const void *, const void *, isize, isize) noexcept nogil
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil
         void (*sum_window)(
             void *, const void *, const cnn_window *, double, const void *
         ) noexcept nogil
         void (*max_backward)(
-            void *, isize, const void *, const void *, int, const cnn_share *, isize
+            void *, const void *, const void *, int, const cnn_gather *
         ) noexcept nogil
         void (*max_scatter)(
             void *, isize, isize, const void *, const void *, int, const isize *
         ) noexcept nogil
         void (*sum_backward)(
-            void *, isize, const void *, const cnn_share *, isize) noexcept nogil
+            void *, const void *, const cnn_gather *) noexcept nogil
+        void (*scale_row)(
+            void *, const void *, isize, double, const void *) noexcept nogil
         void (*sum_spread)(
             void *, isize, isize, isize, const void *, double, const void *
         ) noexcept nogil
@@ -147,6 +226,7 @@ cdef extern from "runtime.h" nogil:
         int strict
         int flush
         int (*run)(cnn_task, void *, isize, size_t, double) noexcept nogil
+        int (*finish)(cnn_task, void *, isize, size_t, double) noexcept nogil
         void *(*take)(size_t) noexcept nogil
         void (*give)(void *) noexcept nogil
         unsigned long long (*enter)(int) noexcept nogil

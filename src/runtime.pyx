@@ -4,6 +4,7 @@
 import os
 import threading
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange
 
@@ -64,6 +65,18 @@ def set_main_thread(unsigned long ident):
 cdef int run(
     cnn_task task, void *job, isize tasks, size_t scratch, double work
 ) noexcept nogil:
+    return run_tasks(task, job, tasks, scratch, work, True)
+
+
+cdef int finish(
+    cnn_task task, void *job, isize tasks, size_t scratch, double work
+) noexcept nogil:
+    return run_tasks(task, job, tasks, scratch, work, False)
+
+
+cdef int run_tasks(
+    cnn_task task, void *job, isize tasks, size_t scratch, double work, bint may_stop
+) noexcept nogil:
     """Run tasks 0 .. tasks-1; which thread runs which never changes a result."""
     cdef isize i
     cdef int threads = runtime.threads, flush = runtime.flush
@@ -80,7 +93,7 @@ cdef int run(
         threads = 1
     if threads > 1 and omp_get_max_threads() < threads:
         threads = omp_get_max_threads()
-    if cnn_thread_ident() == main_thread:
+    if may_stop and cnn_thread_ident() == main_thread:
         asker = &ask
     if threads <= 1:
         memory = cnn_take(scratch)
@@ -158,6 +171,16 @@ def scratch_held():
     return cnn_scratch_held()
 
 
+def address(buffer):
+    """Where the memory of `buffer` begins."""
+    cdef Py_buffer view
+    cdef size_t start
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    start = <size_t> view.buf
+    PyBuffer_Release(&view)
+    return start
+
+
 def get_threads():
     return runtime.threads
 
@@ -191,6 +214,7 @@ runtime.interrupted = cnn_interrupted
 runtime.flush = 0
 runtime.strict = 0
 runtime.run = run
+runtime.finish = finish
 runtime.take = cnn_take
 runtime.give = cnn_give
 runtime.threads = 1

@@ -4,13 +4,13 @@
 # the tile kernel, point by point, and transforms the products back.
 
 from boxes cimport (
-    band_elements, band_of, box, box_at, box_pixels, cut, fill_band, halve, tap_list,
+    band_elements, band_of, box, box_at, box_grid, box_pixels, cut, fill_band, halve, tap_list,
 )
 from correlate cimport (
     aligned, bias_panel, clear_behind, correlation, move_tile, pack_block, panel,
     width_of,
 )
-from geometry cimport ceil_div, pixel
+from geometry cimport ceil_div, image, pixel
 from kernels cimport (
     CNN_LINEAR, CNN_POINTS, CNN_ZERO, cnn_kernels, cnn_tile, cnn_winograd, isize,
     run_tile,
@@ -35,6 +35,32 @@ cdef inline tap_list patch_taps(const tap_list *taps, isize m) noexcept nogil:
     return patch
 
 
+cdef inline tap_list patch_corner() noexcept nogil:
+    """A patch's pixels, as taps of its first pixel."""
+    cdef tap_list patch
+    patch.count, patch.wide, patch.rows = VALUES, CNN_POINTS, CNN_POINTS
+    patch.dy = patch.dx = patch.row = patch.row_dy = NULL
+    patch.dy_min = patch.dx_min = 0
+    patch.dy_max = patch.dx_max = CNN_POINTS - 1
+    patch.sy = patch.sx = 1
+    return patch
+
+
+cdef inline box patch_box(
+    const correlation *c, isize n, isize i, isize j
+) noexcept nogil:
+    """The source pixels of the patch whose first output is (i, j)."""
+    cdef box b
+    b.n0, b.n1 = n, n + 1
+    b.i0, b.j0 = i + c.taps.dy_min, j + c.taps.dx_min
+    b.i1, b.j1 = b.i0 + CNN_POINTS, b.j0 + CNN_POINTS
+    return b
+
+
+cdef inline bint is_inside(const box *b, const image *src) noexcept nogil:
+    return b.i0 >= 0 and b.j0 >= 0 and b.i1 <= src.h and b.j1 <= src.w
+
+
 # What a task's scratch holds, in bytes from its start; steps in elements.
 cdef struct winograd_space:
     isize rows, channels                # patches and channels, rounded up
@@ -54,7 +80,8 @@ cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogi
     w.products_step = w.rows * c.block + lanes
     w.together = ceil_div(c.block1 - c.block0, c.splits) if c.streamed else 1
     # vectors of the last pixel's channels reach beyond the band
-    w.values = aligned((band_elements(&c.grid, &c.around) + lanes) * size)
+    w.values = aligned(size * (lanes + c.around.image_step * (
+        c.grid.box_n if c.banded else 1)))
     w.products = w.values + aligned(VALUES * w.values_step * size)
     w.a = w.products + aligned(w.together * VALUES * w.products_step * size)
     w.c = w.a + aligned(w.rows * <isize> sizeof(void *))
@@ -100,6 +127,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     cdef isize group = c.group0 + task // c.splits % groups
     cdef box where = box_at(&c.grid, task // c.splits // groups)
     cdef tap_list patch = patch_taps(&c.taps, f.m)
+    cdef tap_list corner = patch_corner()
     cdef winograd_space w = winograd_space_of(c)
     cdef const void **a = <const void **> (scratch + w.a)
     cdef void **products = <void **> (scratch + w.c)
@@ -109,28 +137,41 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     cdef isize n, i, j, p = 0, e, block, width, cols, first, last, at
     cdef isize step_row, step_col
     cdef box pixels = where
+    cdef box source
     cdef char *y
     cdef cnn_tile q
-    fill_band(scratch, &c.around, &where, &patch, kernels, &c.src,
-              group * c.depth, c.depth)
-    clear_behind(scratch, band_elements(&c.grid, &c.around), kernels)
-    for n in range(where.n1 - where.n0):
-        for i in range(where.i1 - where.i0):
-            for j in range(where.j1 - where.j0):
+    if c.banded:
+        fill_band(scratch, &c.around, &where, &patch, kernels, &c.src,
+                  group * c.depth, c.depth)
+        clear_behind(scratch, band_elements(&c.grid, &c.around), kernels)
+    for n in range(where.n0, where.n1):
+        for i in range(where.i0, where.i1):
+            for j in range(where.j0, where.j1):
                 a[p] = scratch + w.values + p * w.channels * size
+                step_row, step_col = c.around.row_step, c.around.channels
+                source = patch_box(c, n, i * f.m, j * f.m)
+                if c.banded:
+                    y = scratch + size * (
+                        (n - where.n0) * c.around.image_step
+                        + (i - where.i0) * f.m * step_row
+                        + (j - where.j0) * f.m * step_col)
+                elif is_inside(&source, &c.src):
+                    y = pixel(&c.src, n, group * c.depth, source.i0, source.j0)
+                    step_row, step_col = c.src.step_h, c.src.step_w
+                else:
+                    y = scratch
+                    source.i1, source.j1 = source.i0 + 1, source.j0 + 1
+                    fill_band(y, &c.around, &source, &corner, kernels, &c.src,
+                              group * c.depth, c.depth)
                 f.input(
-                    <void *> a[p], w.values_step,
-                    scratch + size * (
-                        n * c.around.image_step
-                        + i * f.m * c.around.row_step
-                        + j * f.m * c.around.channels),
-                    c.around.row_step, c.around.channels, c.depth)
+                    <void *> a[p], w.values_step, y, step_row, step_col, c.depth)
                 p += 1
     for p in range(patches, padded):
         a[p] = a[0]
     pixels.i0, pixels.i1 = where.i0 * f.m, min(where.i1 * f.m, c.dst.h)
     pixels.j0, pixels.j1 = where.j0 * f.m, min(where.j1 * f.m, c.dst.w)
-    q.start, q.activation = CNN_ZERO, CNN_LINEAR
+    q.start, q.activation, q.next = CNN_ZERO, CNN_LINEAR, NULL
+    q.a_at = NULL
     q.batches, q.depth = 1, c.depth
     q.a_next, q.a_move, q.a_step = 0, 0, 1
     q.c = products
@@ -191,6 +232,7 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     cdef isize channels = ceil_div(c.depth, c.kernels.lanes) * c.kernels.lanes
     cdef isize patches = PATCH_BYTES // (VALUES * channels * size) // mr * mr
     cdef tap_list patch = patch_taps(&c.taps, m)
+    cdef box_grid single
     # Weights beyond the second-level cache stream past the patches: then more
     # patches share them, and all blocks take their turn at each point.
     c.streamed = VALUES * c.depth * c.outs * size > 1 << 20
@@ -204,5 +246,12 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     c.depth_now = c.depth
     c.panel_bytes = winograd_panel_bytes(c)
     c.grid = cut(c.dst.n, rows, cols, patches)
-    c.around = band_of(&c.grid, &patch, c.depth)
-    c.banded = True
+    # channels last, patches are read where they lie; but vectors of the last pixel's
+    # channels must not reach beyond the image
+    c.banded = c.src.step_c != 1 or c.depth % c.kernels.lanes != 0
+    if c.banded:
+        c.around = band_of(&c.grid, &patch, c.depth)
+    else:
+        single = cut(1, 1, 1, 1)
+        patch = patch_corner()
+        c.around = band_of(&single, &patch, c.depth)

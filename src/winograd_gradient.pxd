@@ -95,7 +95,8 @@ cdef inline void winograd_gradient_task(
     memset(scratch, 0, VALUES * s.sum_step * size)
     for row in range(s.rows):  # a row beyond the channels is not looked at
         a[row] = scratch + s.v + (row if row < part.channels else 0) * size
-    q.start, q.activation = CNN_ADD, CNN_LINEAR
+    q.start, q.activation, q.next = CNN_ADD, CNN_LINEAR, NULL
+    q.a_at = NULL
     q.batches = 1
     q.a_next, q.a_move, q.a_step = 0, 0, channels
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,

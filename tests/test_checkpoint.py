@@ -15,6 +15,7 @@ import pytest
 
 from cnn_ext import zoo
 from cnn_ext.checkpoint import CheckpointError, load, save
+from cnn_ext.checkpoint._writing import structure_of
 from cnn_ext.layers import (
     Add,
     AvgPool2d,
@@ -179,9 +180,7 @@ def parts(model=None):
         input_shape=(1, 4, 4),
     )  # fmt: skip
     tensors = {k: np.ascontiguousarray(p.value) for k, p in model.named_parameters()}
-    from cnn_ext import checkpoint
-
-    metadata = {"cnn_ext": checkpoint._structure(model)}
+    metadata = {"cnn_ext": structure_of(model)}
     data = safetensors.save(tensors, metadata=metadata)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])

@@ -1,5 +1,6 @@
 """The command cnn-ext: in process, and as a program of its own."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -104,7 +105,7 @@ def test_train_takes_its_options(run, toy, monkeypatch):
     def fit(model, train, **options):
         seen.update(options)
 
-    monkeypatch.setattr(cli, "fit", fit)
+    monkeypatch.setattr(cli.train, "fit", fit)
     options = ("--lr", "0.25", "--batch-size", 7, "--epochs", 3, "--seed", 5)
     assert run("train", toy, *options)[0] == 0
     assert seen["optimizer"].lr == 0.25
@@ -288,14 +289,12 @@ def test_labels_and_names_of_a_hostile_model_are_checked(refuses, run, toy):
 
 
 def test_missing_libraries_are_named(refuses, toy, monkeypatch):
-    found = cli.importlib.util.find_spec
+    found = importlib.util.find_spec
     with monkeypatch.context() as patch:
         hidden = {"safetensors": None}
-        patch.setattr(
-            cli.importlib.util, "find_spec", lambda name: hidden.get(name, name)
-        )
+        patch.setattr(importlib.util, "find_spec", lambda name: hidden.get(name, name))
         assert "pip install 'cnn_ext[demo]'" in refuses("train", toy)
-    assert cli.importlib.util.find_spec is found
+    assert importlib.util.find_spec is found
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert "pip install 'cnn_ext[demo]'" in refuses("train")
 
@@ -307,7 +306,7 @@ def test_a_failing_save_leaves_the_old_file(refuses, trained, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", net)
 
-    monkeypatch.setattr("cnn_ext.checkpoint.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     message = refuses("train", toy, "--epochs", 1, "--out", net)
     assert message == "cnn-ext: net.safetensors: No space left on device\n"
     assert Path(net).read_bytes() == before
@@ -317,7 +316,7 @@ def test_no_memory_is_one_line(refuses, toy, monkeypatch):
     def fit(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(cli, "fit", fit)
+    monkeypatch.setattr(cli.train, "fit", fit)
     assert "not enough memory" in refuses("train", toy)
 
 
@@ -328,7 +327,7 @@ def test_ctrl_c_during_training_saves(run, toy, monkeypatch):
     def fit(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "fit", fit)
+    monkeypatch.setattr(cli.train, "fit", fit)
     status, _, err = run("train", toy, "--out", "net")
     assert status == 130
     assert err == "cnn-ext: interrupted; the network as it was is saved as net\n"

@@ -294,3 +294,12 @@ def test_sizes_may_be_lists_and_numpy_integers():
         ),
     ):
         assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+def test_large_results_begin_a_cache_line(order):
+    x = lay_out(np.zeros((1, 16, 64, 65), np.float32), order)
+    weight = np.zeros((16, 16, 1, 1), np.float32)
+    kept = [F.conv2d(x, weight) for _ in range(5)]
+    assert all(y.ctypes.data % 64 == 0 for y in kept)
+    assert all(y.strides == x.strides and y.flags.writeable for y in kept)

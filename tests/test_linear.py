@@ -100,3 +100,41 @@ def test_2000_random_cases(
     n, c, k, with_bias, dtype, orders, kernel_set, threads, seed
 ):
     check(n, c, k, with_bias, dtype, orders, kernel_set, threads, seed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("c", [1, 15, 17, 128, 1024, 1030, 2500])
+@pytest.mark.parametrize("k", [1, 7, 8, 9, 60])
+def test_one_row(c, k, dtype, kernel_set):
+    """Rows and columns that do not fill vectors, and more than one task of both."""
+    for threads in (1, 2):
+        orders = ("contiguous",) * 3
+        check(1, c, k, k % 2 == 0, dtype, orders, kernel_set, threads, c + k)
+
+
+def test_nothing_beside_one_row_is_written():
+    from cnn_ext import _row
+
+    for c, k in ((5, 3), (33, 9), (700, 30)):
+        x, w, g = np.ones((1, c)), np.ones((k, c)), np.ones((1, k))
+        around = np.full(k * c + 40, 7.0)
+        for size, run in (
+            (k, lambda to: _row.forward(x, w, None, to.reshape(1, k))),  # noqa: B023
+            (c, lambda to: _row.backward_input(g, w, to.reshape(1, c))),  # noqa: B023
+            (k * c, lambda to: _row.backward_weight(g, x, to.reshape(k, c))),  # noqa: B023
+        ):
+            around[:] = 7
+            run(around[20 : 20 + size])
+            assert (around[:20] == 7).all() and (around[20 + size :] == 7).all()
+            assert (around[20 : 20 + size] != 7).all() or c == 7 or k == 7
+
+
+def test_a_fused_relu_keeps_nan():
+    from cnn_ext import _row
+
+    x = np.array([[1.0, np.nan]])
+    y = np.empty((1, 2))
+    _row.forward(x, np.array([[-1.0, 0.0], [0.0, 1.0]]), None, y, True)
+    assert np.isnan(y).all()
+    _row.forward(np.ones((1, 2)), np.array([[-1.0, 0.0], [0.0, 1.0]]), None, y, True)
+    np.testing.assert_array_equal(y, [[0, 1]])

@@ -367,10 +367,13 @@ def test_summary():
         "output",
         "parameters",
         "multiply-adds",
+        "bytes",
     ]
-    assert lines[2].split()[-3:] == ["3x16x16", "78", "19,200"]
+    assert lines[2].split()[-4:] == ["3x16x16", "78", "19,200", "3,072"]
     parameters = sum(p.size for p in lenet().parameters())
-    assert lines[-1].split() == ["total", f"{parameters:,}", "24,168"]
+    assert lines[-2].split() == ["total", f"{parameters:,}", "24,168", "8,660"]
+    training = lenet().plan((64, 1, 16, 16)).memory
+    assert lines[-1].startswith(f"a batch of 64 takes {training:,} bytes in training")
     graph = residual().summary()
     assert "shared" in graph.splitlines()[5]
     assert " from " in graph.splitlines()[0]

@@ -51,3 +51,15 @@ def test_the_map_shows_what_is_there():
             continue
         for name in re.findall(r"[\w*]+(?:\.(?:pyx|pxd|py|h|c)\b|/)", line):
             assert list((top / folder).rglob(name.rstrip("/"))), f"{folder}{name}"
+
+
+def test_the_session_of_docs_graph(capsys):
+    page = README.parent / "docs" / "graph.md"
+    if not page.exists():
+        pytest.skip("the tests run without the documents")
+    text = page.read_text(encoding="utf-8")
+    test = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
+    runner = doctest.DocTestRunner()
+    failed, tried = runner.run(test)
+    assert tried >= 10
+    assert not failed, capsys.readouterr().out

@@ -1,10 +1,12 @@
-"""reference.py is the definition: it says what it says, and PyTorch says the same.
+"""cnn_ext.reference is the definition: it says what it says, and PyTorch says the same.
 
 Random cases of it against PyTorch are in the tests of the operators, which compare
 all three. Here are the signatures, and values worked out by hand.
 """
 
 import inspect
+import pkgutil
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
 
 
 def test_every_operator_has_a_reference_of_the_same_signature():
-    operators = set(F.__all__) - {"explain_conv2d"}  # words, not numbers
+    # words; and conv2d in two steps
+    others = {"explain_conv2d", "prepare_conv2d", "PreparedConv2d"}
+    operators = set(F.__all__) - others
     assert set(reference.__all__) == operators
     for name in operators:
         fast, plain = (
@@ -37,17 +41,23 @@ def test_every_operator_has_a_reference_of_the_same_signature():
 
 
 def test_reference_imports_numpy_and_geometry_alone():
-    modules = {
-        value.__name__ for value in vars(reference).values() if inspect.ismodule(value)
-    }
-    assert modules == {"numpy"}
-    owners = {
-        getattr(value, "__module__", "")
-        for name, value in vars(reference).items()
-        if inspect.isclass(value) or inspect.isfunction(value)
-    }
-    ours = {owner for owner in owners if owner.startswith("cnn_ext")}
-    assert ours <= {"cnn_ext.reference", "cnn_ext._geometry"}
+    parts = [
+        import_module(f"cnn_ext.reference.{part.name}")
+        for part in pkgutil.iter_modules(reference.__path__)
+    ]
+    assert len(parts) >= 6
+    for part in parts:
+        modules = {v.__name__ for v in vars(part).values() if inspect.ismodule(v)}
+        assert modules <= {"numpy"}
+        owners = {
+            getattr(value, "__module__", "")
+            for value in vars(part).values()
+            if inspect.isclass(value) or inspect.isfunction(value)
+        }
+        for owner in owners:
+            ours = owner.startswith("cnn_ext")
+            allowed = ("cnn_ext._geometry", "cnn_ext.reference.")
+            assert not ours or owner.startswith(allowed), owner
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, np.float32])
@@ -62,6 +72,10 @@ def test_results_are_float64_whatever_comes_in(dtype):
         reference.conv2d_backward_input(y, weight, x.shape),
         reference.conv2d_backward_weight(y, x, weight.shape),
         reference.conv2d_backward_bias(y),
+        reference.conv_transpose2d(y, weight),
+        reference.conv_transpose2d_backward_input(x, weight, y.shape),
+        reference.conv_transpose2d_backward_weight(x, y, weight.shape),
+        reference.conv_transpose2d_backward_bias(x),
         reference.max_pool2d(x, 2),
         reference.avg_pool2d(x, 2),
         reference.linear(x[0, 0], weight[0, 0, :, :1].repeat(4, axis=1)),

@@ -28,15 +28,27 @@ from .pooling import (
     max_pool2d,
     max_pool2d_backward,
 )
+from .prepared import PreparedConv2d, prepare_conv2d
 from .subsampling import subsample2d, subsample2d_backward
+from .transposed import (
+    conv_transpose2d,
+    conv_transpose2d_backward_bias,
+    conv_transpose2d_backward_input,
+    conv_transpose2d_backward_weight,
+)
 
 __all__ = [
+    "PreparedConv2d",
     "avg_pool2d",
     "avg_pool2d_backward",
     "conv2d",
     "conv2d_backward_bias",
     "conv2d_backward_input",
     "conv2d_backward_weight",
+    "conv_transpose2d",
+    "conv_transpose2d_backward_bias",
+    "conv_transpose2d_backward_input",
+    "conv_transpose2d_backward_weight",
     "explain_conv2d",
     "linear",
     "linear_backward_bias",
@@ -44,6 +56,7 @@ __all__ = [
     "linear_backward_weight",
     "max_pool2d",
     "max_pool2d_backward",
+    "prepare_conv2d",
     "subsample2d",
     "subsample2d_backward",
 ]

@@ -10,7 +10,8 @@ from .._geometry import shown
 
 Array = np.ndarray[Any, Any]
 Size = int | tuple[int, int]
-Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
+Cut = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
+Padding = Cut | str
 
 
 def image_shape(shape: Any, single: bool) -> tuple[int, ...]:

@@ -7,7 +7,16 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import _conv
-from .._arrays import check_out, floats, images, result, same_dtype, vector
+from .._arrays import (
+    check_out,
+    checked_out,
+    contiguous,
+    floats,
+    images,
+    new_like,
+    same_dtype,
+    vector,
+)
 from .._geometry import ConvGeometry, shown
 from ._checks import (
     Array,
@@ -83,14 +92,15 @@ def conv2d(
     g = ConvGeometry.of(x.shape, weight.shape, stride, padding, dilation, groups)
     if bias is not None:
         bias = vector(bias, "bias", g.k, f"weight has {g.k} filters")
-    if x.dtype is not weight.dtype or bias is not None:
+    if x.dtype is not weight.dtype or not (bias is None or x.dtype is bias.dtype):
         same_dtype(x, "x", weight=weight, bias=bias)
     if activation not in (None, "relu"):
         raise ValueError(f"activation must be None or 'relu', got {shown(activation)}")
-    y = result(out, g.y_shape, x, single, x=x, weight=weight, bias=bias)
-    if not weight.flags.c_contiguous:
-        weight = np.ascontiguousarray(weight)
-    _conv.conv2d(g, x, weight, bias, y, activation is not None)
+    if out is None:
+        y = new_like(x, g.y_shape)
+    else:
+        y = checked_out(out, g.y_shape, x, single, x=x, weight=weight, bias=bias)
+    _conv.conv2d(g, x, contiguous(weight), bias, y, activation is not None)
     return y[0] if single else y
 
 
@@ -134,9 +144,15 @@ def conv2d_backward_input(
     x_shape = image_shape(x_shape, single)
     g = ConvGeometry.of(x_shape, weight.shape, stride, padding, dilation, groups)
     check_shape(grad_y, "grad_y", g.y_shape)
-    same_dtype(grad_y, "grad_y", weight=weight)
-    grad_x = result(out, g.x_shape, grad_y, single, grad_y=grad_y, weight=weight)
-    _conv.conv2d_backward_input(g, grad_y, np.ascontiguousarray(weight), grad_x)
+    if grad_y.dtype is not weight.dtype:
+        same_dtype(grad_y, "grad_y", weight=weight)
+    if out is None:
+        grad_x = new_like(grad_y, g.x_shape)
+    else:
+        grad_x = checked_out(
+            out, g.x_shape, grad_y, single, grad_y=grad_y, weight=weight
+        )
+    _conv.conv2d_backward_input(g, grad_y, contiguous(weight), grad_x)
     return grad_x[0] if single else grad_x
 
 
@@ -178,13 +194,14 @@ def conv2d_backward_weight(
     check_both(x, single_x, grad_y, single)
     g = ConvGeometry.of(x.shape, weight_shape, stride, padding, dilation, groups)
     check_shape(grad_y, "grad_y", g.y_shape)
-    same_dtype(grad_y, "grad_y", x=x)
+    if grad_y.dtype is not x.dtype:
+        same_dtype(grad_y, "grad_y", x=x)
     if out is None:
         grad_weight = np.empty(g.weight_shape, x.dtype)
     else:
         check_out(out, g.weight_shape, x.dtype, grad_y=grad_y, x=x)
         grad_weight = out
-    target = np.ascontiguousarray(grad_weight)
+    target = contiguous(grad_weight)
     _conv.conv2d_backward_weight(g, grad_y, x, target)
     if target is not grad_weight:
         grad_weight[...] = target
@@ -225,6 +242,7 @@ def conv2d_backward_bias(grad_y: Array, *, out: Array | None = None) -> Array:
 _WHY = {
     "direct": "the direct sum: rows are pixels, vectors are filters",
     "planes": "few channels or filters: rows are filters, vectors are pixels of planes",
+    "columns": "one matrix product: rows are filters as they lie, vectors are pixels",
     "depthwise": "one channel a group: vectors are channels",
     "winograd": "3x3 or 5x5 with stride 1 and 16 or more channels and filters: "
     "minimal filtering on patches of 6x6 pixels",

@@ -1,11 +1,16 @@
-"""Linear maps: convolutions of images of one row, N pixels wide."""
+"""Linear maps: convolutions with one tap of images of one row.
+
+Which of the two operands are the pixels is a matter of speed: forward, and in the
+gradient of the weights, the rows of x; in the gradient of x, and in that of the weights
+where rows or outputs are few, the columns. A single row has passes of its own.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .. import _conv
-from .._arrays import matrix, same_dtype, vector
+from .. import _conv, _row
+from .._arrays import contiguous, matrix, same_dtype, vector
 from .._geometry import ConvGeometry
 from ._checks import Array
 
@@ -16,9 +21,28 @@ __all__ = [
     "linear_backward_weight",
 ]
 
+# Below this many rows or columns vectors over them stay half empty.
+_FEW = 16
 
-def _as_row(x: Array) -> Array:
+
+def as_row(x: Array) -> Array:
+    """A matrix as one image: a pixel a row."""
     return x.T[None, :, None, :]
+
+
+def as_planes(x: Array) -> Array:
+    """A matrix as one image: a channel a row, a pixel a column."""
+    return x[None, :, None, :]
+
+
+def as_filters(x: Array) -> Array:
+    """A matrix as filters of one tap: a filter a row."""
+    return x[:, :, None, None]
+
+
+def by_columns(n: int, k: int) -> bool:
+    """Whether pixels are columns of x in the gradient of the weights."""
+    return n < _FEW or k < _FEW
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -45,17 +69,21 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """
     x = matrix(x, "x", "(N, C)")
     weight = matrix(weight, "weight", "(K, C)")
-    if x.shape[1] != weight.shape[1]:
-        raise ValueError(f"weight has {weight.shape[1]} inputs, x has {x.shape[1]}")
+    n, c = x.shape
+    k, inputs = weight.shape
+    if c != inputs:
+        raise ValueError(f"weight has {inputs} inputs, x has {c}")
     if bias is not None:
-        bias = vector(bias, "bias", weight.shape[0], f"weight has {weight.shape[0]}")
-    same_dtype(x, "x", weight=weight, bias=bias)
-    y = np.empty((x.shape[0], weight.shape[0]), x.dtype)
-    if x.shape[0]:
-        row = _as_row(x)
-        w = np.ascontiguousarray(weight)[:, :, None, None]
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d(g, row, w, bias, _as_row(y))
+        bias = vector(bias, "bias", k, f"weight has {k}")
+    if x.dtype is not weight.dtype or not (bias is None or x.dtype is bias.dtype):
+        same_dtype(x, "x", weight=weight, bias=bias)
+    y = np.empty((n, k), x.dtype)
+    if n == 1:
+        _row.forward(contiguous(x), contiguous(weight), bias, y)
+    elif n:
+        g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
+        w = as_filters(contiguous(weight))
+        _conv.conv2d(g, as_row(x), w, bias, as_row(y))
     return y
 
 
@@ -67,13 +95,16 @@ def linear_backward_input(grad_y: Array, weight: Array) -> Array:
         raise ValueError(
             f"weight has {weight.shape[0]} outputs, grad_y has {grad_y.shape[1]}"
         )
-    same_dtype(grad_y, "grad_y", weight=weight)
-    grad_x = np.empty((grad_y.shape[0], weight.shape[1]), grad_y.dtype)
-    if grad_y.shape[0]:
-        w = np.ascontiguousarray(weight)[:, :, None, None]
-        row = _as_row(grad_x)
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d_backward_input(g, _as_row(grad_y), w, row)
+    if grad_y.dtype is not weight.dtype:
+        same_dtype(grad_y, "grad_y", weight=weight)
+    n, (k, c) = grad_y.shape[0], weight.shape
+    grad_x = np.empty((n, c), grad_y.dtype)
+    if n == 1:
+        _row.backward_input(contiguous(grad_y), contiguous(weight), grad_x)
+    elif n:
+        g = ConvGeometry.of((1, k, 1, c), (n, k, 1, 1))
+        filters = as_filters(contiguous(grad_y))
+        _conv.conv2d(g, as_planes(weight), filters, None, as_planes(grad_x))
     return grad_x
 
 
@@ -83,13 +114,20 @@ def linear_backward_weight(grad_y: Array, x: Array) -> Array:
     x = matrix(x, "x", "(N, C)")
     if grad_y.shape[0] != x.shape[0]:
         raise ValueError(f"grad_y has {grad_y.shape[0]} rows, x has {x.shape[0]}")
-    same_dtype(grad_y, "grad_y", x=x)
-    grad_weight = np.zeros((grad_y.shape[1], x.shape[1]), x.dtype)
-    if x.shape[0]:
-        row = _as_row(x)
-        w = grad_weight[:, :, None, None]
-        g = ConvGeometry.of(row.shape, w.shape)
-        _conv.conv2d_backward_weight(g, _as_row(grad_y), row, w)
+    if grad_y.dtype is not x.dtype:
+        same_dtype(grad_y, "grad_y", x=x)
+    (n, c), k = x.shape, grad_y.shape[1]
+    grad_weight = np.zeros((k, c), x.dtype)
+    if n == 1:
+        _row.backward_weight(contiguous(grad_y), contiguous(x), grad_weight)
+    elif n and by_columns(n, k):
+        g = ConvGeometry.of((1, n, 1, c), (k, n, 1, 1))
+        filters = as_filters(np.ascontiguousarray(grad_y.T))
+        _conv.conv2d(g, as_planes(x), filters, None, as_planes(grad_weight))
+    elif n:
+        g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
+        rows = as_row(grad_y), as_row(x)
+        _conv.conv2d_backward_weight(g, *rows, as_filters(grad_weight))
     return grad_weight
 
 
@@ -98,5 +136,5 @@ def linear_backward_bias(grad_y: Array) -> Array:
     grad_y = matrix(grad_y, "grad_y", "(N, K)")
     grad_bias = np.zeros(grad_y.shape[1], grad_y.dtype)
     if grad_y.shape[0]:
-        _conv.conv2d_backward_bias(_as_row(grad_y), grad_bias)
+        _conv.conv2d_backward_bias(as_row(grad_y), grad_bias)
     return grad_bias

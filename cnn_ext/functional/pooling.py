@@ -8,12 +8,14 @@ import numpy as np
 
 from .. import _pool
 from .._arrays import (
+    checked_out,
+    contiguous,
     dense,
     empty,
     images,
     is_channels_last,
+    new_like,
     ordered,
-    result,
     same_order,
 )
 from .._geometry import PoolGeometry, checked_size
@@ -117,14 +119,17 @@ def max_pool2d(
             "use return_indices"
         )
     x = _pool_input(x)
-    y = result(out, g.y_shape, x, single, x=x)
-    target = _pool_target(y, x)
-    last = is_channels_last(target)
+    if out is None:
+        y = target = new_like(x, g.y_shape)
+    else:
+        y = checked_out(out, g.y_shape, x, single, x=x)
+        target = _pool_target(y, x)
     if not (return_argmax or return_indices):
         _pool.max_pool2d(g, x, target, None)
         _finish(y, target)
         return y[0] if single else y
     dtype = np.int32 if return_indices else argmax_dtype(g)
+    last = is_channels_last(target)
     position = empty(g.y_shape, dtype, last)
     _pool.max_pool2d(g, x, target, position)
     _finish(y, target)
@@ -181,7 +186,12 @@ def max_pool2d_backward(
     x_shape = image_shape(x_shape, single)
     g = _pool_geometry_for(grad_y, x_shape, kernel_size, stride, padding, dilation)
     position = _positions(argmax, grad_y, single, g)
-    grad_x = result(out, g.x_shape, grad_y, single, grad_y=grad_y, argmax=argmax)
+    if out is None:
+        grad_x = new_like(grad_y, g.x_shape)
+    else:
+        grad_x = checked_out(
+            out, g.x_shape, grad_y, single, grad_y=grad_y, argmax=argmax
+        )
     grad_y = _pool_error(grad_y, grad_x)
     if not same_order(position, grad_y):
         last = is_channels_last(grad_y)
@@ -191,11 +201,15 @@ def max_pool2d_backward(
     return grad_x[0] if single else grad_x
 
 
+_INT64 = np.dtype(np.int64)
+_POSITIONS = frozenset((np.dtype(np.uint8), np.dtype(np.uint16), _INT64))
+
+
 def _positions(argmax: Any, grad_y: Array, single: bool, g: PoolGeometry) -> Array:
     """Check the winners' positions; no value may point outside."""
     if not isinstance(argmax, np.ndarray):
         raise TypeError(f"argmax must be a numpy array, got {type(argmax).__name__}")
-    if argmax.dtype not in (np.uint8, np.uint16, np.int64):
+    if argmax.dtype not in _POSITIONS:
         raise TypeError(
             "argmax must be uint8 or uint16 (return_argmax) or int64 "
             f"(return_indices), got {argmax.dtype}"
@@ -205,16 +219,28 @@ def _positions(argmax: Any, grad_y: Array, single: bool, g: PoolGeometry) -> Arr
         raise ValueError(
             f"argmax must have grad_y's shape {wanted}, got {argmax.shape}"
         )
-    if argmax.dtype == np.int64:
-        limit, place = g.h * g.w, f"the plane of {g.h}x{g.w} pixels"
-    else:
-        limit, place = g.r * g.s, f"the window of {g.r}x{g.s} pixels"
+    flat = argmax.dtype == _INT64
+    limit = g.h * g.w if flat else g.r * g.s
     if argmax.size:
-        low, high = int(argmax.min()), int(argmax.max())
+        low, high = _range(argmax)
         if low < 0 or high >= limit:
             bad = low if low < 0 else high
+            place = (
+                f"the plane of {g.h}x{g.w} pixels"
+                if flat
+                else f"the window of {g.r}x{g.s} pixels"
+            )
             raise ValueError(f"argmax has position {bad}, outside of {place}")
     return argmax[None] if single else argmax
+
+
+def _range(x: Array) -> tuple[int, int]:
+    """The least and the largest of some integers; 0 for the least if unsigned."""
+    signed = x.dtype == _INT64
+    if x.size <= 4096:  # to ask for the place takes a fifth of a ufunc's call
+        return x.item(x.argmin()) if signed else 0, x.item(x.argmax())
+    low = int(np.minimum.reduce(x, axis=None)) if signed else 0
+    return low, int(np.maximum.reduce(x, axis=None))
 
 
 # --- average pooling -----------------------------------------------------------
@@ -263,8 +289,11 @@ def avg_pool2d(
     g = PoolGeometry.of(x.shape, kernel_size, stride, padding, 1, ceil_mode)
     divisor = _divisor(divisor_override)
     x = _pool_input(x)
-    y = result(out, g.y_shape, x, single, x=x)
-    target = _pool_target(y, x)
+    if out is None:
+        y = target = new_like(x, g.y_shape)
+    else:
+        y = checked_out(out, g.y_shape, x, single, x=x)
+        target = _pool_target(y, x)
     _pool.avg_pool2d(g, x, target, bool(count_include_pad), divisor)
     _finish(y, target)
     return y[0] if single else y
@@ -307,7 +336,10 @@ def avg_pool2d_backward(
     g = PoolGeometry.of(x_shape, kernel_size, stride, padding, 1, ceil_mode)
     check_shape(grad_y, "grad_y", g.y_shape)
     divisor = _divisor(divisor_override)
-    grad_x = result(out, g.x_shape, grad_y, single, grad_y=grad_y)
+    if out is None:
+        grad_x = new_like(grad_y, g.x_shape)
+    else:
+        grad_x = checked_out(out, g.x_shape, grad_y, single, grad_y=grad_y)
     grad_y = _pool_error(grad_y, grad_x)
     _pool.avg_pool2d_backward(g, grad_y, grad_x, bool(count_include_pad), divisor)
     return grad_x[0] if single else grad_x
@@ -373,4 +405,4 @@ def _pool_error(grad_y: Array, grad_x: Array) -> Array:
         return dense(grad_y)
     if grad_y.strides[3] == grad_y.itemsize:
         return grad_y
-    return np.ascontiguousarray(grad_y)
+    return contiguous(grad_y)

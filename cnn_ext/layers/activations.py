@@ -1,18 +1,19 @@
 """Activations: the functions that stand behind a layer's sums, element by element.
 
 Where the derivative is a function of the output y, y alone is kept: the layer behind
-keeps it too, as its input, so that it costs no memory.
+keeps it too, as its input, so that it costs no memory. Else x is kept, and what the
+forward pass had found out is worked out again.
 """
 
 from __future__ import annotations
 
-import math
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
-from cnn_ext._elementwise import quadratic_backward, relu, relu_backward
-from cnn_ext._erf import normal_cdf
+from cnn_ext._elementwise import Pass, activate, delta
+from cnn_ext._pointwise import KINDS
 from cnn_ext.layers.base import Layer, Shape, checked_float
 
 __all__ = [
@@ -35,18 +36,28 @@ class _SameShape(Layer):
         return tuple(input_shape)
 
 
-class ReLU(_SameShape):
-    """``max(x, 0)``; the derivative at 0 is 0. NaN stays NaN."""
+class _Activation(_SameShape):
+    """A compiled pass element by element."""
+
+    @property
+    @abstractmethod
+    def _pass(self) -> Pass:
+        """What to compute, in words of the compiled code."""
 
     def forward(self, x, train=False):
-        y = relu(floating(x))
-        return y, y
+        return activate(self._pass, floating(x))
 
     def backward(self, grad_y, saved):
-        return relu_backward(grad_y, saved), {}
+        return delta(self._pass, grad_y, saved), {}
 
 
-class ReLU6(_SameShape):
+class ReLU(_Activation):
+    """``max(x, 0)``; the derivative at 0 is 0. NaN stays NaN."""
+
+    _pass = Pass(KINDS["relu"])
+
+
+class ReLU6(_Activation):
     """``min(max(x, 0), 6)``; the derivative at 0 and at 6 is 0. NaN stays NaN.
 
     References
@@ -54,17 +65,10 @@ class ReLU6(_SameShape):
     A. Krizhevsky, "Convolutional deep belief networks on CIFAR-10", 2010.
     """
 
-    def forward(self, x, train=False):
-        y = np.maximum(floating(x), x.dtype.type(0))
-        np.minimum(y, x.dtype.type(6), out=y)
-        return y, y
-
-    def backward(self, grad_y, saved):
-        y = saved
-        return np.where((y <= 0) | (y >= 6), grad_y.dtype.type(0), grad_y), {}
+    _pass = Pass(KINDS["relu6"])
 
 
-class LeakyReLU(_SameShape):
+class LeakyReLU(_Activation):
     """``x`` above 0, ``negative_slope * x`` elsewhere.
 
     Parameters
@@ -85,19 +89,13 @@ class LeakyReLU(_SameShape):
         # y has the sign of x, so y says which of the two slopes it was
         self.negative_slope = checked_float(negative_slope, "negative_slope", 0.0)
 
-    def forward(self, x, train=False):
-        y = floating(x) * x.dtype.type(self.negative_slope)
-        np.copyto(y, x, where=x > 0)
-        return y, y
-
-    def backward(self, grad_y, saved):
-        y = saved
-        grad_x = grad_y * grad_y.dtype.type(self.negative_slope)
-        np.copyto(grad_x, grad_y, where=y > 0)
-        return grad_x, {}
+    @property
+    def _pass(self) -> Pass:
+        slope = self.negative_slope
+        return Pass(KINDS["leaky"], (slope, 0.0), (slope, 0.0, 0.0))
 
 
-class ELU(_SameShape):
+class ELU(_Activation):
     """``x`` above 0, ``alpha * (exp(x) - 1)`` elsewhere.
 
     Parameters
@@ -117,25 +115,15 @@ class ELU(_SameShape):
         super().__init__(name=name)
         self.alpha = checked_float(alpha, "alpha", 0.0)
 
-    def forward(self, x, train=False):
-        y = np.minimum(floating(x), x.dtype.type(0))
-        np.expm1(y, out=y)
-        y *= x.dtype.type(self.alpha)
-        np.copyto(y, x, where=x > 0)
-        return y, y
-
-    def backward(self, grad_y, saved):
-        y = saved
-        grad_x = y + y.dtype.type(self.alpha)  # alpha exp(x)
-        grad_x *= grad_y
-        np.copyto(grad_x, grad_y, where=y > 0)
-        return grad_x, {}
+    @property
+    def _pass(self) -> Pass:
+        return Pass(KINDS["elu"], (self.alpha, 0.0), (self.alpha, 0.0, 0.0))
 
 
-class SiLU(_SameShape):
-    """``x * sigmoid(x)``, also called swish.
+class SiLU(_Activation):
+    """``x * sigmoid(x)``, also called swish; NaN at -inf, as in PyTorch.
 
-    The derivative is ``s + y * (1 - s)`` with s = sigmoid(x).
+    The derivative is ``s + x * s * (1 - s)`` with s = sigmoid(x).
 
     References
     ----------
@@ -143,22 +131,10 @@ class SiLU(_SameShape):
     function approximation in reinforcement learning", Neural Networks 107, 2018.
     """
 
-    def forward(self, x, train=False):
-        sigmoid, _ = Sigmoid().forward(x)
-        with np.errstate(invalid="ignore"):  # -inf * 0 is NaN, as in PyTorch
-            y = x * sigmoid
-        return y, (y, sigmoid)
-
-    def backward(self, grad_y, saved):
-        y, sigmoid = saved
-        grad_x = 1 - sigmoid
-        grad_x *= y
-        grad_x += sigmoid
-        grad_x *= grad_y
-        return grad_x, {}
+    _pass = Pass(KINDS["silu"], keeps_y=False)
 
 
-class HardSwish(_SameShape):
+class HardSwish(_Activation):
     """``x * min(max(x + 3, 0), 6) / 6``: swish in straight pieces.
 
     The derivative is 0 below -3, 1 above 3, ``x/3 + 1/2`` between.
@@ -168,25 +144,10 @@ class HardSwish(_SameShape):
     A. Howard et al., "Searching for MobileNetV3", ICCV 2019.
     """
 
-    def forward(self, x, train=False):
-        y = floating(x) + x.dtype.type(3)
-        np.clip(y, 0, 6, out=y)
-        with np.errstate(invalid="ignore"):
-            y *= x
-        y *= x.dtype.type(1 / 6)
-        return y, x
-
-    def backward(self, grad_y, saved):
-        x = saved
-        grad_x = x * x.dtype.type(1 / 3)
-        grad_x += x.dtype.type(0.5)
-        grad_x *= grad_y
-        np.copyto(grad_x, 0, where=x <= -3)
-        np.copyto(grad_x, grad_y, where=x >= 3)
-        return grad_x, {}
+    _pass = Pass(KINDS["hardswish"], keeps_y=False)
 
 
-class GELU(_SameShape):
+class GELU(_Activation):
     """``x * Phi(x)``, Phi the normal distribution function: exact, no tanh in place.
 
     The derivative is ``Phi(x) + x * phi(x)`` with the density phi.
@@ -196,49 +157,22 @@ class GELU(_SameShape):
     D. Hendrycks, K. Gimpel, "Gaussian error linear units", arXiv:1606.08415, 2016.
     """
 
-    def forward(self, x, train=False):
-        share = normal_cdf(floating(x))
-        with np.errstate(invalid="ignore"):
-            return x * share, (x, share)
-
-    def backward(self, grad_y, saved):
-        x, share = saved
-        grad_x = x * x
-        grad_x *= -0.5
-        np.exp(grad_x, out=grad_x)
-        grad_x *= x
-        grad_x *= 1 / math.sqrt(2 * math.pi)
-        grad_x += share
-        grad_x *= grad_y
-        return grad_x, {}
+    _pass = Pass(KINDS["gelu"], keeps_y=False)
 
 
-class Sigmoid(_SameShape):
+class Sigmoid(_Activation):
     """``1 / (1 + exp(-x))``; the delta is ``grad_y * y * (1 - y)``."""
 
-    def forward(self, x, train=False):
-        with np.errstate(over="ignore"):  # exp(-x) = inf: y = 0, as it should be
-            y = np.exp(-floating(x))
-        y += 1
-        np.reciprocal(y, out=y)
-        return y, y
-
-    def backward(self, grad_y, saved):
-        return quadratic_backward(grad_y, saved, 0, 1, -1), {}
+    _pass = Pass(KINDS["sigmoid"], backward=(0.0, 1.0, -1.0))
 
 
-class Tanh(_SameShape):
+class Tanh(_Activation):
     """Hyperbolic tangent; the delta is ``grad_y * (1 - y^2)``."""
 
-    def forward(self, x, train=False):
-        y = np.tanh(floating(x))
-        return y, y
-
-    def backward(self, grad_y, saved):
-        return quadratic_backward(grad_y, saved, 1, 0, -1), {}
+    _pass = Pass(KINDS["tanh"], (1.0, 1.0), (1.0, 0.0, -1.0))
 
 
-class ScaledTanh(_SameShape):
+class ScaledTanh(_Activation):
     """``1.7159 tanh(2x/3)``: nearly 1 at 1, where its curvature is largest.
 
     References
@@ -249,16 +183,10 @@ class ScaledTanh(_SameShape):
     amplitude = 1.7159
     slope = 2 / 3
 
-    def forward(self, x, train=False):
-        y = floating(x) * self.slope
-        np.tanh(y, out=y)
-        y *= self.amplitude
-        return y, y
-
-    def backward(self, grad_y, saved):
-        # A S (1 - tanh^2) with tanh = y / A
-        a, c = self.slope * self.amplitude, -self.slope / self.amplitude
-        return quadratic_backward(grad_y, saved, a, 0, c), {}
+    # A S (1 - tanh^2) with tanh = y / A
+    _pass = Pass(
+        KINDS["tanh"], (amplitude, slope), (slope * amplitude, 0.0, -slope / amplitude)
+    )
 
 
 class Softmax(_SameShape):

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from cnn_ext import functional as F
-from cnn_ext._geometry import ConvGeometry, checked_size, pair
-from cnn_ext._transposed import (
-    TransposedGeometry,
+from cnn_ext._geometry import ConvGeometry, TransposedGeometry, checked_size, pair
+from cnn_ext.functional import (
     conv_transpose2d,
     conv_transpose2d_backward_bias,
     conv_transpose2d_backward_input,
@@ -87,7 +86,7 @@ class Conv2d(Layer):
         r, s = self.kernel_size
         smallest = vertical * (r - 1) + 1, horizontal * (s - 1) + 1
         shape = self.out_channels, self.in_channels // self.groups, r, s
-        self._geometry((self.in_channels, *smallest), shape)
+        ConvGeometry.of((1, self.in_channels, *smallest), shape, **self._options)
 
         fan = shape[1] * r * s, self.out_channels // self.groups * r * s
         rng = generator(seed)
@@ -100,15 +99,9 @@ class Conv2d(Layer):
     def config(self) -> dict[str, Any]:
         return super().config() | {"bias": self.bias is not None}
 
-    def _geometry(self, input_shape: Any, weight_shape: Any) -> ConvGeometry:
-        return ConvGeometry.of(
-            (1, *input_shape),
-            weight_shape,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
+    def geometry(self, input_shape: Any, n: int = 1) -> ConvGeometry:
+        """Return the sizes for n images, or raise ValueError."""
+        return ConvGeometry.of((n, *input_shape), self.weight.shape, **self._options)
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -140,10 +133,10 @@ class Conv2d(Layer):
         return {"weight": grad_weight, "bias": F.conv2d_backward_bias(grad_y)}
 
     def output_shape(self, input_shape: Any) -> Shape:
-        return self._geometry(input_shape, self.weight.shape).y_shape[1:]
+        return self.geometry(input_shape).y_shape[1:]
 
     def multiply_adds(self, input_shape: Any) -> int:
-        return self._geometry(input_shape, self.weight.shape).multiply_adds
+        return self.geometry(input_shape).multiply_adds
 
 
 class DepthwiseConv2d(Conv2d):
@@ -313,17 +306,20 @@ class SeparableConv2d(Layer):
             grads["bias"] = F.conv2d_backward_bias(grad_y)
         return grad_h, grads
 
-    def _geometries(self, input_shape: Any) -> tuple[ConvGeometry, ConvGeometry]:
+    def geometries(
+        self, input_shape: Any, n: int = 1
+    ) -> tuple[ConvGeometry, ConvGeometry]:
+        """Return the sizes of both convolutions for n images, or raise ValueError."""
         first = ConvGeometry.of(
-            (1, *input_shape), self.depthwise.shape, **self._options
+            (n, *input_shape), self.depthwise.shape, **self._options
         )
         return first, ConvGeometry.of(first.y_shape, self.pointwise.shape)
 
     def output_shape(self, input_shape: Any) -> Shape:
-        return self._geometries(input_shape)[1].y_shape[1:]
+        return self.geometries(input_shape)[1].y_shape[1:]
 
     def multiply_adds(self, input_shape: Any) -> int:
-        return sum(g.multiply_adds for g in self._geometries(input_shape))
+        return sum(g.multiply_adds for g in self.geometries(input_shape))
 
 
 class ConvTranspose2d(Layer):

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from cnn_ext._elementwise import add
 from cnn_ext._geometry import checked_size
+from cnn_ext.layers.activations import floating
 from cnn_ext.layers.base import Layer, Shape
 
 __all__ = ["Add", "Concat"]
@@ -27,9 +29,11 @@ class Add(Layer):
 
     def forward(self, x, train=False):
         self.output_shape(tuple(part.shape for part in x))
-        y = x[0] + x[1]
-        for part in x[2:]:
-            y += part
+        y = floating(x[0])
+        for part in x[1:]:
+            if floating(part).dtype != y.dtype:
+                raise TypeError(f"inputs are {y.dtype} and {part.dtype}")
+            y = add(y, part)
         return y, len(x)
 
     def backward(self, grad_y, saved):

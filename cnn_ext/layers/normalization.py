@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cnn_ext import _normalize
+from cnn_ext._elementwise import dense, in_order_of, like
 from cnn_ext._geometry import checked_size
 from cnn_ext.initializers import Initializer, Seed, generator, initialize
 from cnn_ext.layers.activations import floating
@@ -14,7 +16,8 @@ from cnn_ext.layers.base import Buffer, Layer, Parameter, Shape, checked_float
 
 __all__ = ["BatchNorm2d", "Dropout", "Dropout2d", "LocalResponseNorm"]
 
-_PIXELS = (0, 2, 3)  # what a channel's statistics go over
+# What `_normalize.train` finds out about each channel.
+_STATISTICS = 5
 
 
 class BatchNorm2d(Layer):
@@ -93,66 +96,52 @@ class BatchNorm2d(Layer):
 
     def forward(self, x, train=False):
         self._check(x)
+        x = dense(x)
+        y = like(x)
+        weight, bias = self._affine
         if not train:
-            return self._with(x, self.running_mean.value, self.running_var.value), None
+            running = self.running_mean.value, self.running_var.value
+            _normalize.infer(x, *running, weight, bias, y, self.eps)
+            return y, None
         count = x.shape[0] * x.shape[2] * x.shape[3]
         if count == 1:
             raise ValueError(
                 "training needs more than one value per channel for a variance, x has "
                 f"shape {x.shape}"
             )
-        if count == 0:  # nothing to learn the statistics from
-            return x.copy(), (x, np.ones(self.channels, x.dtype))
-        # sums in float64: a float32 one would lose digits of large batches
-        mean = x.sum(axis=_PIXELS, dtype=np.float64) / count
-        centred = x - _by_channel(mean.astype(x.dtype))
-        variance = (centred * centred).sum(axis=_PIXELS, dtype=np.float64) / count
-        self._follow(mean, variance * (count / (count - 1)))
-        scale = (1 / np.sqrt(variance + self.eps)).astype(x.dtype)
-        normal = centred
-        normal *= _by_channel(scale)
-        if self.weight is None or self.bias is None:
-            return normal, (normal, scale)
-        y = normal * _by_channel(self.weight.value)
-        y += _by_channel(self.bias.value)
-        return y, (normal, scale)
+        statistics = np.ones((_STATISTICS, self.channels))
+        if count:  # else there is nothing to learn the statistics from
+            _normalize.train(x, weight, bias, y, statistics, self.eps)
+            self._follow(statistics, count)
+        return y, (x, statistics)
 
     def backward(self, grad_y, saved):
-        normal, scale = saved
-        count = normal.shape[0] * normal.shape[2] * normal.shape[3]
-        sums = grad_y.sum(axis=_PIXELS, dtype=np.float64)
-        products = (grad_y * normal).sum(axis=_PIXELS, dtype=np.float64)
-        # The mean and the variance depend on every x of the channel: with g the
-        # error that arrives at the normalised values z,
-        # grad_x = scale * (g - mean(g) - z * mean(g * z))
-        grad_x = normal * _by_channel((-products / max(count, 1)).astype(normal.dtype))
-        grad_x -= _by_channel((sums / max(count, 1)).astype(normal.dtype))
-        grad_x += grad_y
-        if self.weight is None:
-            grad_x *= _by_channel(scale)
-            return grad_x, {}
-        grad_x *= _by_channel(scale * self.weight.value)
-        return grad_x, {
-            "weight": products.astype(normal.dtype),
-            "bias": sums.astype(normal.dtype),
-        }
+        x, statistics = saved
+        grad_x = like(x)
+        grads = {name: np.empty(self.channels, x.dtype) for name in self.parameters}
+        _normalize.backward(
+            in_order_of(x, grad_y), x, statistics, grad_x,
+            grads.get("weight"), grads.get("bias"),
+        )  # fmt: skip
+        return grad_x, grads
 
-    def _with(self, x, mean, variance):
-        scale = 1 / np.sqrt(variance.astype(np.float64) + self.eps)
-        shift = -mean * scale
-        if self.weight is not None and self.bias is not None:
-            scale = scale * self.weight.value
-            shift = shift * self.weight.value + self.bias.value
-        y = x * _by_channel(scale.astype(x.dtype))
-        y += _by_channel(shift.astype(x.dtype))
-        return y
+    @property
+    def _affine(self) -> tuple[Any, Any]:
+        """Gain and shift as arrays without gaps, or None and None."""
+        if self.weight is None or self.bias is None:
+            return None, None
+        return (
+            np.ascontiguousarray(self.weight.value),
+            np.ascontiguousarray(self.bias.value),
+        )
 
-    def _follow(self, mean, variance):
+    def _follow(self, statistics: np.ndarray, count: int) -> None:
         """Move the running values towards those of a batch."""
-        for buffer, new in ((self.running_mean, mean), (self.running_var, variance)):
-            # a new array: a pass of another thread may be reading the old one
-            old = buffer.value
-            buffer.value = (old + self.momentum * (new - old)).astype(old.dtype)
+        # new arrays: a pass of another thread may be reading the old ones
+        old = self.running_mean.value, self.running_var.value
+        new = np.empty_like(old[0]), np.empty_like(old[1])
+        _normalize.follow(statistics, *old, *new, self.momentum, count)
+        self.running_mean.value, self.running_var.value = new
 
     def _check(self, x: Any) -> None:
         floating(x)
@@ -331,7 +320,3 @@ class LocalResponseNorm(Layer):
 
     def multiply_adds(self, input_shape: Any) -> int:
         return self.size * math.prod(input_shape)
-
-
-def _by_channel(values: np.ndarray) -> np.ndarray:
-    return values.reshape(1, -1, 1, 1)

@@ -28,11 +28,12 @@ class _Pool2d(Layer):
         # The smallest image there is tells whether the arguments are sound.
         vertical, horizontal = pair(self.dilation, "dilation")
         r, s = self.kernel_size
-        self._geometry((1, vertical * (r - 1) + 1, horizontal * (s - 1) + 1))
+        self.geometry((1, vertical * (r - 1) + 1, horizontal * (s - 1) + 1))
 
-    def _geometry(self, input_shape: Any) -> PoolGeometry:
+    def geometry(self, input_shape: Any, n: int = 1) -> PoolGeometry:
+        """Return the sizes for n images, or raise ValueError."""
         return PoolGeometry.of(
-            (1, *input_shape),
+            (n, *input_shape),
             self.kernel_size,
             self.stride,
             self.padding,
@@ -41,7 +42,7 @@ class _Pool2d(Layer):
         )
 
     def output_shape(self, input_shape: Any) -> Shape:
-        return self._geometry(input_shape).y_shape[1:]
+        return self.geometry(input_shape).y_shape[1:]
 
 
 class MaxPool2d(_Pool2d):

@@ -42,7 +42,12 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
     {0, 0, 0},
 };
 #include "pool.h"
+#include "elementary.h"
 #include "pointwise.h"
+#include "normalize.h"
+#include "update.h"
+#include "softmax.h"
+#include "row.h"
 #include "transpose.h"
 #include "depthwise.h"
 #define ROWS 1
@@ -56,6 +61,45 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
 static const cnn_dot_kernel FN(dot_tiles)[] = {
     {1, DOT_COLS_1, FN(dot_tile_1)},
     {DOT_ROWS_2, DOT_COLS_2, FN(dot_tile_2)},
+};
+#define ROWS GRADIENT_ROWS_1
+#define NV 1
+#define TILE FN(gradient_tile_1_1)
+#include "gradient_tile.h"
+#define NV 2
+#define TILE FN(gradient_tile_1_2)
+#include "gradient_tile.h"
+#undef ROWS
+#define ROWS GRADIENT_ROWS_2
+#define NV 1
+#define TILE FN(gradient_tile_2_1)
+#include "gradient_tile.h"
+#define NV 2
+#define TILE FN(gradient_tile_2_2)
+#include "gradient_tile.h"
+#undef ROWS
+#define ROWS GRADIENT_ROWS_3
+#define NV 1
+#define TILE FN(gradient_tile_3_1)
+#include "gradient_tile.h"
+#define NV 2
+#define TILE FN(gradient_tile_3_2)
+#include "gradient_tile.h"
+#undef ROWS
+#define ROWS GRADIENT_ROWS_4
+#define NV 1
+#define TILE FN(gradient_tile_4_1)
+#include "gradient_tile.h"
+#define NV 2
+#define TILE FN(gradient_tile_4_2)
+#include "gradient_tile.h"
+#undef ROWS
+static const cnn_gradient_kernel FN(gradient_tiles)[] = {
+    {GRADIENT_ROWS_1, {FN(gradient_tile_1_1), FN(gradient_tile_1_2)}},
+    {GRADIENT_ROWS_2, {FN(gradient_tile_2_1), FN(gradient_tile_2_2)}},
+    {GRADIENT_ROWS_3, {FN(gradient_tile_3_1), FN(gradient_tile_3_2)}},
+    {GRADIENT_ROWS_4, {FN(gradient_tile_4_1), FN(gradient_tile_4_2)}},
+    {0, {0, 0}},
 };
 #if FLOAT_BITS == 32 /* double is for exactness: direct sums only */
 #define R 3
@@ -93,6 +137,7 @@ static const cnn_kernels FN(kernels) = {
     .half_tile = FN(half_tiles),
     .plane_tile = FN(plane_tiles),
     .dot_tile = FN(dot_tiles),
+    .gradient_tile = FN(gradient_tiles),
     .depthwise = FN(depthwise),
     .depthwise_gradient = FN(depthwise_gradient),
     .transpose = FN(transpose),
@@ -101,14 +146,27 @@ static const cnn_kernels FN(kernels) = {
     .sum_parts = FN(sum_parts),
     .sum_rows = FN(sum_rows),
     .winograd = WINOGRAD,
-    .relu = FN(relu),
-    .relu_backward = FN(relu_backward),
-    .quadratic_backward = FN(quadratic_backward),
+    .activation = FN(activations),
+    .delta = FN(deltas),
+    .add = FN(add),
+    .moments = FN(moments),
+    .normalize = FN(normalize),
+    .error_sums = FN(error_sums),
+    .normalize_backward = FN(normalize_backward),
+    .update = FN(updates),
+    .sum_squares = FN(sum_squares),
+    .scale_by = FN(scale_by),
+    .clip = FN(clip),
+    .cross_entropy = FN(cross_entropy),
+    .row_dots = FN(row_dots),
+    .row_times = FN(row_times),
+    .row_outer = FN(row_outer),
     .max_window = FN(max_window),
     .sum_window = FN(sum_window),
     .max_backward = FN(max_backward),
     .max_scatter = FN(max_scatter),
     .sum_backward = FN(sum_backward),
+    .scale_row = FN(scale_row),
     .sum_spread = FN(sum_spread),
     .add_row = FN(add_row),
     .fill_row = FN(fill_row),
@@ -116,6 +174,8 @@ static const cnn_kernels FN(kernels) = {
 };
 
 #undef WINOGRAD
+#undef WHERE
+#undef ZERO
 #undef VEC
 #undef IVEC
 #undef LANES

@@ -2,9 +2,12 @@
  * ISA, VBYTES (bytes in a vector) and MR (rows of a tile) come from isa_*.c. */
 #include <math.h>
 #include <string.h>
-#if VBYTES == 64
+#if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
+#include "erf.h"
 #include "table.h"
 
 #ifdef __clang__

@@ -17,6 +17,8 @@ typedef struct {
     /* Runs every task once, in any order; `work` estimates the multiply-adds (or
        elements moved) of them all. 0, or CNN_NO_MEMORY, or CNN_INTERRUPTED. */
     int (*run)(cnn_task, void *job, isize tasks, size_t scratch, double work);
+    /* The same to the end, whatever signals come: for what must not stay half done. */
+    int (*finish)(cnn_task, void *job, isize tasks, size_t scratch, double work);
     /* Scratch memory, aligned to 64 bytes and kept for the next call. */
     void *(*take)(size_t bytes);
     void (*give)(void *scratch);

@@ -11,8 +11,25 @@
 
 typedef ptrdiff_t isize;
 
-enum { CNN_ZERO, CNN_ADD, CNN_BIAS };             /* what a tile starts from */
-enum { CNN_LINEAR, CNN_RELU };                    /* what a tile ends with */
+#define CACHE_LINE 64
+
+/* what a tile starts from; a bias is for each column, or for each row */
+enum { CNN_ZERO, CNN_ADD, CNN_BIAS, CNN_BIAS_ROWS };
+/* what a pass ends with; tiles know the first two */
+enum { CNN_LINEAR, CNN_RELU, CNN_RELU6 };
+/* the passes element by element */
+enum {
+    CNN_ACT_RELU,
+    CNN_ACT_RELU6,
+    CNN_ACT_LEAKY,
+    CNN_ACT_ELU,
+    CNN_ACT_SIGMOID,
+    CNN_ACT_TANH,
+    CNN_ACT_SILU,
+    CNN_ACT_HARDSWISH,
+    CNN_ACT_GELU,
+    CNN_ACTIVATIONS
+};
 
 /* C[rows x cols] = start + sum over batches b and k < depth of A_b(i, k) B_b(k, j)
  *
@@ -23,14 +40,17 @@ typedef struct {
     const void *const *a;     /* mr row pointers; every one must be readable */
     isize a_next;             /* from batch to batch: pointers to go on by, */
     isize a_move;             /* and elements to go on by, */
+    const isize *a_at;        /* and elements of its own for each batch, or NULL */
     isize a_from;             /* after this many at first */
     isize a_step;             /* from k to k + 1 */
     const void *b;
     isize b_move, b_step;     /* from batch to batch, from k to k + 1 */
     void *const *c;           /* mr pointers too: rows may lie anywhere */
     isize c_move;             /* elements from each of them to column 0 */
-    const void *bias;         /* a value per column, vectors * lanes readable */
+    const void *bias;         /* a value per column, vectors * lanes readable; or per
+                                 row, `rows` readable */
     int start, activation;
+    const void *next;         /* where the next tile's rows of A lie, or NULL */
 } cnn_tile;
 
 /* C[rows x cols] = start + sum over k < depth of A(i, k) B(k, j), B's rows being
@@ -69,13 +89,55 @@ typedef struct {
     void (*run)(const cnn_dot_tile *);
 } cnn_dot_kernel;
 
+/* Lines of memory to fetch ahead of time: rows of `row` runs of `run` lines. */
+typedef struct {
+    const char *at;
+    isize left;               /* lines in all */
+    isize run, of_run;        /* lines of a run; what is left of this one */
+    isize jump;               /* bytes from a run's end to the next one */
+    isize row, of_row, row_jump;
+} cnn_lines;
+
+/* C[rows x cols] = (C) + sum over batches and k < depth of A(i, k) B(k, j), A by row
+ * pointers, B and C rows of vectors. */
+typedef struct {
+    isize rows, cols, batches, depth;
+    const void *const *a;     /* each of the kernel's rows must be readable */
+    isize a_from, a_move, a_step;
+    const void *b;
+    isize b_move, b_step;
+    void *c;
+    isize c_step;
+    int start;
+    cnn_lines *next;
+} cnn_gradient_tile;
+
+typedef struct {
+    isize rows;
+    void (*run[2])(const cnn_gradient_tile *);  /* [vectors - 1] */
+} cnn_gradient_kernel;
+
+/* Outputs [first, last) of a row, pixels of `channels` channels side by side. */
+typedef struct {
+    isize rows, cols;         /* of taps */
+    const void *const *x;     /* for each row of taps its source row, column 0 */
+    const isize *dx;          /* for each column of taps output 0's source column */
+    const isize *tap;         /* [row][col]: element of the tap's weights */
+    isize stride, width;      /* columns from output to output, columns there are */
+    isize x_step, y_step;     /* elements from pixel to pixel */
+    isize channels, first, last;
+} cnn_depthwise;
+
 /* `count` neighbouring outputs, each over a window of rows x cols pixels. */
 typedef struct {
     isize count, lane;        /* x advances by `lane` from output to output */
     isize rows, cols;
     isize row_step, col_step; /* in x, from one pixel of the window to the next */
     isize code, code_row;     /* position of the first pixel, of the next row's */
-    const isize *first;       /* added to code for each output, where it is not NULL */
+    const void *first;        /* added to code for each output, where it is not NULL:
+                                 integers of the element's size */
+    isize runs;               /* all of that so many times, */
+    isize x_run, y_run, code_run;   /* each so many elements (codes) further */
 } cnn_window;
 
 /* One gradient that reaches an input pixel, from the window `at` elements on. */
@@ -83,6 +145,27 @@ typedef struct {
     isize at, code;
     double scale;
 } cnn_share;
+
+/* How a softmax and its cross-entropy are weighted. */
+typedef struct {
+    const double *weights;    /* of each class, or NULL */
+    double keep;              /* 1 - smoothing */
+    double share;             /* smoothing / classes: what every class gets */
+    double all_shares;        /* its sum over the classes, weighted */
+    double factor;            /* on the gradient */
+    int64_t ignored;
+} cnn_cross_entropy;
+
+enum { CNN_SGD, CNN_ADAM, CNN_RMSPROP, CNN_UPDATES };
+
+/* `count` neighbouring pixels, `runs` times, and what reaches them. With phases, every
+ * phases-th of them has the same shares, and the errors are one for each of those. */
+typedef struct {
+    isize count, phases;
+    const cnn_share *share;
+    const isize *shares;      /* for each phase */
+    isize runs, x_run, y_run; /* elements from run to run */
+} cnn_gather;
 
 /* Winograd's minimal filtering F(m x m, r x r) on patches of CNN_POINTS^2 pixels.
  *
@@ -132,32 +215,59 @@ typedef struct {
 
     const cnn_plane_kernel *plane_tile;   /* by rising rows, ends with rows = 0 */
     const cnn_dot_kernel *dot_tile;       /* for few rows, then for more */
-    /* one channel in and out: y[p] = bias + sum over taps x[p + at] * weight[tap],
-       weights and sums [tap][channel] */
-    void (*depthwise)(void *y, isize y_step, const void *x, isize x_step,
-                      const isize *at, isize taps, const void *weight,
-                      isize channels, isize count, const void *bias, int activation);
-    void (*depthwise_gradient)(void *sums, const void *grad_y, isize grad_y_step,
-                               const void *x, isize x_step, const isize *at,
-                               isize taps, isize channels, isize count);
+    const cnn_gradient_kernel *gradient_tile;  /* by falling rows, ends with rows = 0 */
+    /* y[first ...] = bias + sum over taps of x * weight; whole vectors of weight and
+       bias are read */
+    void (*depthwise)(const cnn_depthwise *, void *y, const void *weight,
+                      const void *bias, int activation);
+    /* sums[tap] += sum over the row of grad_y * x; whole vectors of sums */
+    void (*depthwise_gradient)(const cnn_depthwise *, void *sums,
+                               const void *grad_y);
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
-    void (*relu)(void *y, const void *x, isize count);
-    void (*relu_backward)(void *grad_x, const void *grad_y, const void *y,
-                          isize count);
-    void (*quadratic_backward)(void *grad_x, const void *grad_y, const void *y,
-                               isize count, double a, double b, double c);
+    /* by CNN_ACT_...; y may be x, grad_x may be grad_y or kept, which is y, or x where
+       the delta is no function of y */
+    void (*const *activation)(void *y, const void *x, isize count, double a, double b);
+    void (*const *delta)(void *grad_x, const void *grad_y, const void *kept,
+                         isize count, double a, double b, double c);
+    void (*add)(void *y, const void *a, const void *b, isize count, int activation);
+    void (*moments)(double *mean, double *square, const void *x, isize rows,
+                    isize cols, int each, isize before, void *scratch);
+    void (*normalize)(void *y, const void *x, const void *residual, const void *a,
+                      const void *b, isize rows, isize cols, int each, int activation);
+    void (*error_sums)(double *sums, double *products, const void *grad_y,
+                       const void *x, const void *mean, const void *a, const void *b,
+                       isize rows, isize cols, int each, int activation, void *scratch);
+    void (*normalize_backward)(void *grad_x, const void *grad_y, const void *x,
+                               const void *of, isize step, isize rows, isize cols,
+                               int each, int activation);
+    /* an optimiser's step on `count` elements: p, g and what is kept beside p */
+    void (*const *update)(void *p, const void *g, void *const *kept, isize count,
+                          const double *rule);
+    double (*sum_squares)(const void *x, isize count);
+    void (*scale_by)(void *x, isize count, double factor);
+    void (*clip)(void *x, isize count, double limit);
+    void (*cross_entropy)(void *grad_y, void *losses, const void *y,
+                          const int64_t *labels, isize rows, isize classes,
+                          const cnn_cross_entropy *);
+    /* linear maps of one row: see row.h */
+    void (*row_dots)(void *y, const void *x, const void *weight, isize rows,
+                     isize cols, const void *bias, int activation);
+    void (*row_times)(void *grad_x, const void *grad_y, const void *weight,
+                      isize rows, isize step, isize cols);
+    void (*row_outer)(void *grad_weight, const void *grad_y, const void *x,
+                      isize rows, isize cols);
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);
     void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,
                        const void *lanes);
-    void (*max_backward)(void *grad_x, isize count, const void *grad_y,
-                         const void *argmax, int argmax_size, const cnn_share *,
-                         isize shares);
+    void (*max_backward)(void *grad_x, const void *grad_y, const void *argmax,
+                         int argmax_size, const cnn_gather *);
     void (*max_scatter)(void *grad_x, isize step, isize count, const void *grad_y,
                         const void *argmax, int argmax_size, const isize *offset);
-    void (*sum_backward)(void *grad_x, isize count, const void *grad_y,
-                         const cnn_share *, isize shares);
+    void (*sum_backward)(void *grad_x, const void *grad_y, const cnn_gather *);
+    void (*scale_row)(void *dst, const void *src, isize count, double scale,
+                      const void *scales);
     void (*sum_spread)(void *row, isize step, isize cols, isize count,
                        const void *grad_y, double scale, const void *scales);
     void (*add_row)(void *dst, const void *src, isize count);

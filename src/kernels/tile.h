@@ -3,6 +3,8 @@
 #define TILE_LOOP(STEP)                                                           \
     for (; k < depth; k++, b += b_step) {                                         \
         VEC row[NV];                                                              \
+        __builtin_prefetch(next, 0, 2);                                           \
+        next += next_step;                                                        \
         UNROLL for (int v = 0; v < NV; v++) row[v] = FN(load)(b + v * LANES);     \
         UNROLL for (int i = 0; i < ROWS; i++) {                                     \
             REAL scalar = a[i][k * (STEP)];                                       \
@@ -16,6 +18,14 @@ static void TILE(const cnn_tile *q)
     const isize depth = q->depth, a_step = q->a_step, b_step = q->b_step;
     const isize cols = q->cols;
     const int whole = cols == NV * LANES;
+    /* what the next tile will read; nowhere new where there is none */
+    const char *next = q->next ? q->next : q->b;
+    isize next_step = q->next ? CACHE_LINE : 0;
+
+    /* the sums' lines come while they are computed */
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int v = 0; v < NV; v++)
+            __builtin_prefetch((REAL *)q->c[i] + q->c_move + v * LANES, 1, 2);
 
     if (q->start == CNN_BIAS) {
         UNROLL for (int v = 0; v < NV; v++) {
@@ -23,20 +33,27 @@ static void TILE(const cnn_tile *q)
             UNROLL for (int i = 0; i < ROWS; i++) acc[i][v] = bias;
         }
     } else {
-        UNROLL for (int i = 0; i < ROWS; i++)
-            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = (VEC){0};
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            VEC start = {0};
+            if (q->start == CNN_BIAS_ROWS && i < q->rows)
+                start = FN(splat)(((const REAL *)q->bias)[i]);
+            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = start;
+        }
     }
     /* C[ROWS x NR] += A[ROWS x depth] . B[depth x NR], batch by batch */
     for (isize t = 0; t < q->batches; t++) {
         const REAL *a[ROWS], *b = (const REAL *)q->b + t * q->b_move;
+        const isize from = q->a_from + t * q->a_move + (q->a_at ? q->a_at[t] : 0);
         UNROLL for (int i = 0; i < ROWS; i++)
-            a[i] = (const REAL *)q->a[t * q->a_next + i] + q->a_from + t * q->a_move;
+            a[i] = (const REAL *)q->a[t * q->a_next + i] + from;
         isize k = 0;
         if (a_step == 1) {
 #if NV == 1
             /* four steps at once: a row pointer may have to come from memory */
             for (; k + 4 <= depth; k += 4, b += 4 * b_step) {
                 VEC row[4];
+                UNROLL for (int u = 0; u < 4; u++) __builtin_prefetch(next + u * next_step, 0, 2);
+                next += 4 * next_step;
                 UNROLL for (int u = 0; u < 4; u++) row[u] = FN(load)(b + u * b_step);
                 UNROLL for (int i = 0; i < ROWS; i++)
                     UNROLL for (int u = 0; u < 4; u++) acc[i][0] += a[i][k + u] * row[u];
@@ -46,6 +63,18 @@ static void TILE(const cnn_tile *q)
         } else {
             TILE_LOOP(a_step)
         }
+        next_step = 0;
+    }
+    /* the usual tile has no branch in it */
+    if (q->activation == CNN_RELU && q->start != CNN_ADD)
+        UNROLL for (int i = 0; i < ROWS; i++)
+            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = FN(relu_of)(acc[i][v]);
+    if (whole && q->rows == ROWS && q->start != CNN_ADD) {
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            REAL *c = (REAL *)q->c[i] + q->c_move;
+            UNROLL for (int v = 0; v < NV; v++) FN(store)(c + v * LANES, acc[i][v]);
+        }
+        return;
     }
     UNROLL for (int i = 0; i < ROWS; i++) {
         if (i >= q->rows) break;
@@ -54,11 +83,11 @@ static void TILE(const cnn_tile *q)
             isize left = whole ? LANES : cols - v * LANES;
             VEC sum = acc[i][v];
             if (left <= 0) break;
-            if (q->start == CNN_ADD)
+            if (q->start == CNN_ADD) {
                 sum += left >= LANES ? FN(load)(c + v * LANES)
                                      : FN(load_part)(c + v * LANES, left);
-            if (q->activation == CNN_RELU) /* NaN stays NaN */
-                sum = FN(select)((IVEC)(sum <= 0), (VEC){0}, sum);
+                if (q->activation == CNN_RELU) sum = FN(relu_of)(sum);
+            }
             if (left >= LANES)
                 FN(store)(c + v * LANES, sum);
             else

@@ -37,12 +37,138 @@ static inline void FN(store_part)(REAL *p, VEC v, isize n)
 #endif
 }
 
+/* n lanes, or all of them where n is more */
+static inline VEC FN(load_some)(const REAL *p, isize n)
+{
+    return n >= LANES ? FN(load)(p) : FN(load_part)(p, n);
+}
+
+static inline void FN(store_some)(REAL *p, VEC v, isize n)
+{
+    if (n >= LANES)
+        FN(store)(p, v);
+    else
+        FN(store_part)(p, v, n);
+}
+
 static inline VEC FN(splat)(REAL value) { return value - (VEC){0}; }
+
+/* Load once: compilers would rather load again for every use of v. */
+static inline void FN(keep)(VEC *v)
+{
+#if VBYTES == 64
+    __asm__("" : "+v"(*v));
+#elif defined(__x86_64__) || defined(_M_X64)
+    __asm__("" : "+x"(*v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(*v));
+#else
+    (void)v;
+#endif
+}
 
 static inline VEC FN(select)(IVEC mask, VEC yes, VEC no)
 {
     return (VEC)((mask & (IVEC)yes) | (~mask & (IVEC)no));
 }
+
+static inline VEC FN(relu_of)(VEC v) /* NaN stays NaN */
+{
+    return FN(select)((IVEC)(v <= 0), (VEC){0}, v);
+}
+
+/* correctly rounded square roots */
+static inline VEC FN(root)(VEC v)
+{
+#if VBYTES == 64 && FLOAT_BITS == 32
+    return (VEC)_mm512_sqrt_ps((__m512)v);
+#elif VBYTES == 64
+    return (VEC)_mm512_sqrt_pd((__m512d)v);
+#elif VBYTES == 32 && FLOAT_BITS == 32
+    return (VEC)_mm256_sqrt_ps((__m256)v);
+#elif VBYTES == 32
+    return (VEC)_mm256_sqrt_pd((__m256d)v);
+#elif (defined(__x86_64__) || defined(_M_X64)) && FLOAT_BITS == 32
+    return (VEC)_mm_sqrt_ps((__m128)v);
+#elif defined(__x86_64__) || defined(_M_X64)
+    return (VEC)_mm_sqrt_pd((__m128d)v);
+#elif defined(__aarch64__) && FLOAT_BITS == 32
+    return (VEC)vsqrtq_f32((float32x4_t)v);
+#elif defined(__aarch64__)
+    return (VEC)vsqrtq_f64((float64x2_t)v);
+#else
+    for (int lane = 0; lane < LANES; lane++)
+        v[lane] = (REAL)__builtin_sqrt((double)v[lane]);
+    return v;
+#endif
+}
+
+/* Sum of all lanes, in double and in one order. */
+static inline double FN(sum_lanes)(VEC v)
+{
+    double total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += (double)v[lane];
+    return total;
+}
+
+/* What a comparison gives: a bit a lane where there are mask registers. */
+#if VBYTES == 64 && FLOAT_BITS == 32
+typedef __mmask16 FN(mask);
+#define CMP(a, b, how) _mm512_cmp_ps_mask((__m512)(a), (__m512)(b), how)
+#define BLEND(m, yes, no) _mm512_mask_blend_ps(m, (__m512)(no), (__m512)(yes))
+#define BLEND_CODES _mm512_mask_blend_epi32
+#define ADD_WHERE(m, a, b) _mm512_mask_add_ps((__m512)(a), m, (__m512)(a), (__m512)(b))
+#elif VBYTES == 64
+typedef __mmask8 FN(mask);
+#define CMP(a, b, how) _mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), how)
+#define BLEND(m, yes, no) _mm512_mask_blend_pd(m, (__m512d)(no), (__m512d)(yes))
+#define BLEND_CODES _mm512_mask_blend_epi64
+#define ADD_WHERE(m, a, b)                                                        \
+    _mm512_mask_add_pd((__m512d)(a), m, (__m512d)(a), (__m512d)(b))
+#else
+typedef IVEC FN(mask);
+#endif
+
+/* whether value is more than best, or NaN */
+static inline FN(mask) FN(wins)(VEC value, VEC best)
+{
+#if VBYTES == 64
+    return (FN(mask))(CMP(value, best, _CMP_GT_OQ) | CMP(value, value, _CMP_UNORD_Q));
+#else
+    return (IVEC)(value > best) | (IVEC)(value != value);
+#endif
+}
+
+static inline VEC FN(blend)(FN(mask) mask, VEC yes, VEC no)
+{
+#if VBYTES == 64
+    return (VEC)BLEND(mask, yes, no);
+#else
+    return FN(select)(mask, yes, no);
+#endif
+}
+
+static inline IVEC FN(blend_codes)(FN(mask) mask, IVEC yes, IVEC no)
+{
+#if VBYTES == 64
+    return (IVEC)BLEND_CODES(mask, (__m512i)no, (__m512i)yes);
+#else
+    return (mask & yes) | (~mask & no);
+#endif
+}
+
+static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
+{
+#if VBYTES == 64
+    return (VEC)ADD_WHERE(mask, sum, value);
+#else
+    return sum + (VEC)(mask & (IVEC)value);
+#endif
+}
+#undef CMP
+#undef BLEND
+#undef BLEND_CODES
+#undef ADD_WHERE
 
 /* a0 b0 a1 b1 ... of the lower and of the upper halves; even and odd lanes */
 #if VBYTES / (FLOAT_BITS / 8) == 2

@@ -1,0 +1,141 @@
+"""A convolution whose weights are packed once, for inference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from .. import _conv
+from .._arrays import checked_out, floats, images, lines, new_like, same_dtype, vector
+from .._geometry import ConvGeometry, shown
+from ._checks import Array, Padding, Size, check_shape
+
+__all__ = ["PreparedConv2d", "prepare_conv2d"]
+
+
+class PreparedConv2d:
+    """What `prepare_conv2d` returns: a function from x to y.
+
+    Attributes
+    ----------
+    x_shape, y_shape : tuple of int
+        Shapes that it takes and returns.
+    nbytes : int
+        Memory of the packed weights; 0 where they are used as they lie.
+    """
+
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        weight: Array,
+        bias: Array | None,
+        activation: str | None,
+        channels_last: bool,
+    ) -> None:
+        self._geometry = geometry
+        self._weight, self._bias = weight, bias
+        self._relu = activation is not None
+        self._packed: Array | None = None
+        self.nbytes = _conv.prepare_conv2d(geometry, weight, bias, channels_last)
+        if self.nbytes:
+            self._packed = lines((self.nbytes,), np.uint8, 0)
+            _conv.prepare_conv2d(geometry, weight, bias, channels_last, self._packed)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return self._geometry.x_shape
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return self._geometry.y_shape
+
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        """Return ``conv2d(x, weight, bias, ...)``.
+
+        Parameters
+        ----------
+        x : ndarray of shape `x_shape`
+            Of the weights' dtype. An x in another memory order than prepared for, or
+            another kernel set or precision than at that time, is served too: then
+            the weights are packed for the call.
+        out : ndarray, optional
+            Where to put the result.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `conv2d`.
+        """
+        x, single = images(x, "x")
+        check_shape(x, "x", self._geometry.x_shape)
+        if x.dtype is not self._weight.dtype:
+            same_dtype(self._weight, "weight", x=x)
+        shape = self._geometry.y_shape
+        if out is None:
+            y = new_like(x, shape)
+        else:
+            y = checked_out(out, shape, x, single, x=x)
+        _conv.conv2d(
+            self._geometry, x, self._weight, self._bias, y, self._relu, self._packed
+        )
+        return y[0] if single else y
+
+    def __repr__(self) -> str:
+        return (
+            f"PreparedConv2d({self.x_shape} -> {self.y_shape}, {self._weight.dtype}, "
+            f"{self.nbytes} bytes)"
+        )
+
+
+def prepare_conv2d(
+    weight: Array,
+    bias: Array | None,
+    x_shape: tuple[int, ...],
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: Literal["relu"] | None = None,
+    channels_last: bool = False,
+) -> PreparedConv2d:
+    """Pack the weights of a convolution that will run many times.
+
+    `conv2d` packs, or transforms, the weights at every call. That is little work for
+    large images, and most of it for small ones with many channels.
+
+    Parameters
+    ----------
+    weight : ndarray, (K, C // groups, R, S)
+        Filters. They and the bias are copied: later changes do not show.
+    bias : ndarray, (K,), or None
+    x_shape : tuple of int, (N, C, H, W)
+        Shape of the images to come.
+    stride, padding, dilation, groups, activation
+        As in `conv2d`.
+    channels_last : bool
+        Memory order of the images to come.
+
+    Returns
+    -------
+    PreparedConv2d
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> convolve = prepare_conv2d(weight, bias, (1, 64, 56, 56), padding=1)
+    >>> y = convolve(x)
+    """
+    weight = np.array(floats(weight, "weight", (4,), "(K, C/groups, R, S)"), order="C")
+    g = ConvGeometry.of(x_shape, weight.shape, stride, padding, dilation, groups)
+    if bias is not None:
+        bias = vector(bias, "bias", g.k, f"weight has {g.k} filters").copy()
+        same_dtype(weight, "weight", bias=bias)
+    if activation not in (None, "relu"):
+        raise ValueError(f"activation must be None or 'relu', got {shown(activation)}")
+    return PreparedConv2d(g, weight, bias, activation, bool(channels_last))

@@ -1,0 +1,70 @@
+"""A model and a shape become a program: the walk forward, then the walk back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnn_ext.plan.fusion import Operation, operations
+from cnn_ext.plan.operators import Back, added, write
+from cnn_ext.plan.program import Program, Slot, Value
+
+if TYPE_CHECKING:
+    from cnn_ext.model import Model
+
+__all__ = ["compiled"]
+
+
+def compiled(
+    model: Model, shape: tuple[int, ...], dtype: Any, train: bool, input_gradient: bool
+) -> Program:
+    """Write down all steps of a model for a batch of this shape.
+
+    The same walk as `Model._forward` and `Model._backward`, once for all runs.
+    """
+    p = Program(shape, dtype, train, model._names)
+    p.output = len(model._steps)
+    shapes = model._shapes(shape[1:])
+    values: dict[int, Any] = {0: p.x}
+    walked: list[tuple[Operation, Back]] = []
+    for op in operations(model, train):
+        values[op.output], back = write(p, op, [values[i] for i in op.inputs])
+        walked.append((op, back))
+    y = values[p.output]
+    p.y = y if isinstance(y, Slot) else _result(p, y)
+    if not train:
+        return p
+
+    p.turn_back()
+    p.grad_y = p.value((shape[0], *shapes[-1]), "gradient of y")
+    # of[i]: the error of value i, as far as the operations walked so far make it
+    of: dict[int, Value] = {p.output: p.grad_y}
+    for op, back in reversed(walked):
+        if op.output not in of:
+            continue  # nothing before it learns
+        wanted = [input_gradient or model._trained[i] for i in op.inputs]
+        if not any(wanted) and not any(layer.parameters for layer in op.layers):
+            continue
+        arriving = of.pop(op.output)
+        if op.output == p.output and isinstance(y, Value):
+            arriving = p.in_order(arriving, y.last)
+        errors = back(arriving, wanted)
+        for i, asked, grad in zip(op.inputs, wanted, errors, strict=True):
+            if not asked or grad is None:
+                continue
+            grad = p.in_order(grad, values[i].last)
+            # where paths join, errors add
+            of[i] = added(p, of[i], grad, grad.name) if i in of else grad
+    if input_gradient:
+        p.grad_x = of[0]
+    return p
+
+
+def _result(p: Program, y: Value) -> Value:
+    """The output in plain order, in memory of the plan's own."""
+    if y.root is not p.x:
+        return p.in_order(y, False)
+    copy = p.like(y, "y")
+    p.do("copy", np.copyto, copy, y, writes=(copy,))
+    return copy

@@ -1,0 +1,124 @@
+"""Convolutions, and what runs in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cnn_ext import _conv, _normalize, _pointwise
+from cnn_ext._geometry import ConvGeometry
+from cnn_ext.plan.fusion import Operation
+from cnn_ext.plan.operators.base import Back, no_way_back, weight_and_bias
+from cnn_ext.plan.operators.elementwise import ENDS, added, stopped
+from cnn_ext.plan.operators.normalization import gain_and_shift, normalized
+from cnn_ext.plan.program import Program, Value
+
+__all__ = ["convolution", "separable"]
+
+
+def convolution(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, Back]:
+    """With `op.norm`, in inference, `inputs` may hold a second value to be added."""
+    layer, (x, *rest) = op.layer, inputs
+    g = layer.geometry(x.shape[1:], x.shape[0])
+    weight, bias = weight_and_bias(p, layer)
+    keys, end = ("weight", "bias"), ENDS[type(op.activation)]
+    if op.norm is None:
+        y, back = _convolved(p, layer, g, x, weight, bias, keys, end == 1)
+        return y, lambda grad_y, wanted: [back(grad_y, wanted[0])]
+    last = _channels_last(g, x)
+    residual = p.in_order(rest[0], last) if rest else None
+    if not _folding_pays(g):
+        y, _ = _convolved(p, layer, g, x, weight, bias, keys)
+        return normalized(p, op.norm, y, residual, end), no_way_back
+    folded = p.value(weight.shape, "folded weight"), p.value((g.k,), "folded bias")
+    scaling = gain_and_shift(p, op.norm)
+    p.do(
+        "fold batch norm", _fold, op.norm, weight, bias, *scaling, *folded,
+        writes=folded,
+    )  # fmt: skip
+    in_store = end == 1 and residual is None
+    y, _ = _convolved(p, layer, g, x, *folded, keys, in_store)
+    if residual is not None:
+        y = added(p, y, residual, p.names[op.norm], end)
+    elif end == 2:
+        z = p.like(y, y.name)
+        kind = _pointwise.KINDS["relu6"]
+        p.do("relu6", _pointwise.activate, kind, y, z, writes=(z,), over=((z, y),))
+        y = z
+    return y, no_way_back
+
+
+def _fold(layer, weight, bias, gain, shift, folded_weight, folded_bias) -> None:
+    mean, variance = layer.running_mean.value, layer.running_var.value
+    _normalize.fold(
+        weight, bias, mean, variance, gain, shift, layer.eps, folded_weight, folded_bias
+    )
+
+
+def _folding_pays(g: ConvGeometry) -> bool:
+    """Whether to multiply the weights by a normalisation's scale, in every pass.
+
+    So parameters may change at any time. A filter has fewer weights than its maps have
+    pixels, but for the last layers on few images: there the maps are multiplied.
+    """
+    return g.c // g.groups * g.r * g.s <= g.n * g.out_h * g.out_w
+
+
+def separable(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, Back]:
+    layer, (x,) = op.layer, inputs
+    first, second = layer.geometries(x.shape[1:], x.shape[0])
+    depthwise = p.parameter(layer, "depthwise")
+    pointwise, bias = weight_and_bias(p, layer, "pointwise")
+    h, back_h = _convolved(p, layer, first, x, depthwise, None, ("depthwise", ""))
+    y, back_y = _convolved(p, layer, second, h, pointwise, bias, ("pointwise", "bias"))
+
+    def back(grad_y: Value, wanted: Sequence[bool]) -> list[Value | None]:
+        grad_h = back_y(grad_y, True)
+        assert grad_h is not None
+        return [back_h(grad_h, wanted[0])]
+
+    return y, back
+
+
+def _channels_last(g: ConvGeometry, x: Value) -> bool:
+    """The memory order of a convolution's result, and so of what follows it.
+
+    With enough maps, vectors over channels are full, however small the maps.
+    """
+    return x.last if g.groups > 1 and g.groups == g.c == g.k else g.k >= 16
+
+
+def _convolved(
+    p: Program,
+    layer: Any,
+    g: ConvGeometry,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    keys: tuple[str, str],
+    relu: bool = False,
+) -> tuple[Value, Callable[[Value, bool], Value | None]]:
+    name = p.names[layer]
+    y = p.value(g.y_shape, name, last=_channels_last(g, x))
+    what = "conv2d + relu" if relu else "conv2d"
+    p.do(what, _conv.conv2d, g, x, weight, bias, y, relu, writes=(y,))
+
+    def back(grad_y: Value, wanted: bool) -> Value | None:
+        if relu:
+            grad_y = stopped(p, grad_y, y)
+        weight_pass = _conv.conv2d_backward_weight
+        args = g, grad_y, x
+        p.do_gradient("conv2d_backward_weight", weight_pass, args, layer, keys[0])
+        if bias is not None:
+            bias_pass = _conv.conv2d_backward_bias
+            p.do_gradient("conv2d_backward_bias", bias_pass, (grad_y,), layer, keys[1])
+        if not wanted:
+            return None
+        grad_x = p.like(x, f"gradient of {x.name}")
+        p.do(
+            "conv2d_backward_input", _conv.conv2d_backward_input,
+            g, grad_y, weight, grad_x, writes=(grad_x,),
+        )  # fmt: skip
+        return grad_x
+
+    return y, back

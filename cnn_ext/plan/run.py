@@ -1,0 +1,189 @@
+"""A run of a plan: memory for it, steps bound to that memory, results.
+
+An array's way: `Run(plan, x)` takes a `Workspace`, in which every step has its arrays
+already, and calls the steps forward; `Run.backward(grad_y)` calls those that go back.
+When the run is dropped, its workspace is free for the next one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnn_ext.plan.arena import allocate
+from cnn_ext.plan.program import Slot
+
+if TYPE_CHECKING:
+    from cnn_ext.plan import Plan
+
+__all__ = ["Idle", "Run", "StalePlanError"]
+
+# Workspaces that wait for their next run: how many, and how many bytes together; the
+# one used last is kept whatever its size.
+IDLE_COUNT = 8
+IDLE_BYTES = 64 << 20
+
+
+class StalePlanError(Exception):
+    """A layer's parameters are no longer what the plan was made for."""
+
+
+class Workspace:
+    """One plan's memory, and its steps bound to arrays there.
+
+    They are bound once: from run to run x changes, and seldom a parameter's array.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._memory = allocate(plan.layout.nbytes)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Find the arrays of all values; write down all calls but those that read x."""
+        plan, program = self.plan, self.plan.program
+        self._held = plan.held_parameters()
+        self._x: np.ndarray | None = None
+        self._arrays: dict[Any, Any] = {
+            value: getattr(layer, key).value
+            for (layer, key), value in program.parameters.items()
+        }
+        self._y = self._array(program.y)
+        self._grad_y = self._array(program.grad_y)
+        self.grad_x = self._array(program.grad_x)
+        self.grads = {name: self._array(v) for name, v in program.gradients.items()}
+        self._calls: list[Any] = [
+            None if k in plan.reading_x else step.bound(self._array)
+            for k, step in enumerate(plan.steps)
+        ]
+        self._slots = [a for a in self._arrays.values() if isinstance(a, list)]
+
+    def _array(self, value: Any) -> Any:
+        """The array of a value; of a slot, a list of one item."""
+        if value is None:
+            return None
+        if value not in self._arrays:
+            if isinstance(value, Slot):
+                self._arrays[value] = [None]
+            elif value.base is not None:
+                self._arrays[value] = value.view(self._array(value.base))
+            else:
+                offset = self.plan.layout.offsets[value]
+                self._arrays[value] = value.array_in(self._memory, offset)
+        return self._arrays[value]
+
+    def _bind_x(self, x: np.ndarray) -> None:
+        plan = self.plan
+        for value in plan.values_of_x:
+            self._arrays.pop(value, None)
+        self._arrays[plan.program.x] = self._x = x
+        for k in plan.reading_x:
+            self._calls[k] = plan.steps[k].bound(self._array)
+
+    def forward(self, x: np.ndarray) -> Any:
+        """Take all steps forward; return y, which lies in this workspace."""
+        for attributes, key, parameter, array in self._held:
+            if attributes[key] is not parameter or (
+                parameter is not None and parameter.value is not array
+            ):
+                self._bind()
+                break
+        if x is not self._x:
+            self._bind_x(self.plan.readable(x))
+        for function, args in self._calls[: self.plan.turn]:
+            function(*args)
+        return self._y[0] if isinstance(self._y, list) else self._y
+
+    def backward(self, grad_y: np.ndarray, input_gradient: bool) -> None:
+        """Take the steps back; the results are `grad_x` and `grads`."""
+        if grad_y is not self._grad_y:
+            np.copyto(self._grad_y, grad_y)
+        calls = self._calls
+        for k in self.plan.way_back(input_gradient):
+            function, args = calls[k]
+            function(*args)
+
+    def let_go(self) -> None:
+        """Forget what is the caller's: x, and what layers have saved."""
+        if self._x is not None:
+            for value in self.plan.values_of_x:
+                self._arrays.pop(value, None)
+            for k in self.plan.reading_x:
+                self._calls[k] = None
+            self._x = None
+        for slot in self._slots:
+            slot[0] = None
+
+
+class Idle:
+    """The workspaces of a model's plans that are not in use, the last used last."""
+
+    def __init__(self) -> None:
+        self._spaces: list[Workspace] = []
+
+    def take(self, plan: Plan) -> Workspace:
+        """A workspace of this plan; nobody else has it until it is given back."""
+        for space in reversed(self._spaces):
+            if space.plan is plan:
+                try:
+                    self._spaces.remove(space)
+                except ValueError:  # another thread was faster
+                    continue
+                return space
+        return Workspace(plan)
+
+    def give(self, space: Workspace) -> None:
+        """Keep a workspace for later, and release those that are too many."""
+        self._spaces.append(space)
+        while len(self._spaces) > 1 and (
+            len(self._spaces) > IDLE_COUNT or self.nbytes > IDLE_BYTES
+        ):
+            del self._spaces[0]
+
+    def release(self) -> None:
+        self._spaces.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(space.plan.memory for space in self._spaces)
+
+
+class Run:
+    """One pass forward through a model, and its way back.
+
+    Attributes
+    ----------
+    y : numpy.ndarray
+        The output. It lies in the plan's memory, as the gradients do: valid as long
+        as the run is held.
+    """
+
+    def __init__(self, plan: Plan, x: np.ndarray) -> None:
+        self._plan = plan
+        self._space: Workspace | None = None
+        self._space = plan.idle.take(plan)
+        try:
+            self.y = self._space.forward(x)
+        except BaseException:
+            self.close()
+            raise
+
+    def backward(
+        self, grad_y: np.ndarray, input_gradient: bool
+    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """Return the gradients of the input and, by name, of the parameters."""
+        space = self._space
+        assert space is not None
+        space.backward(grad_y, input_gradient)
+        return space.grad_x if input_gradient else None, space.grads
+
+    def close(self) -> None:
+        """Give the memory back: y and gradients are no longer valid."""
+        space, self._space = self._space, None
+        if space is not None:
+            space.let_go()
+            self._plan.idle.give(space)
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,210 @@
+# The direct sum as one matrix product: rows of A are filters, where their weights lie;
+# B's rows are panels of pixels, [channel, tap][pixel], copied for a task. It turns no
+# weights, so it is for one tap over large planes, and for weights that outnumber the
+# pixels by far.
+
+from boxes cimport box, box_at, box_pixels, cut, tap_list
+from correlate cimport aligned, correlation
+from geometry cimport ceil_div, pixel
+from kernels cimport (
+    CNN_ADD, CNN_BIAS_ROWS, CNN_ZERO, cnn_kernels, cnn_tile, isize, run_tile,
+)
+from libc.string cimport memset
+from planes cimport weights_as_they_lie
+
+cdef enum:
+    COLUMNS_BYTES = 512 << 10           # of a task's panels
+
+
+# What a task's scratch holds, in bytes from its start.
+cdef struct column_space:
+    isize panel, tiles                  # bytes of a panel, panels of a box
+    isize a, c, sums, total
+
+
+cdef inline column_space column_space_of(const correlation *c) noexcept nogil:
+    cdef column_space s
+    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr
+    s.panel = c.depth_now * c.taps.count * c.block * size
+    s.tiles = ceil_div(box_pixels(&c.grid), c.block)
+    s.a = aligned(s.tiles * s.panel)
+    s.c = s.a + aligned(mr * <isize> sizeof(void *))
+    s.sums = s.c + aligned(mr * <isize> sizeof(void *))
+    s.total = s.sums + (0 if c.direct else aligned(mr * s.tiles * c.block * size))
+    return s
+
+
+cdef inline void fill_panel(
+    const correlation *c, const box *where, isize group, isize first, isize count,
+    char *to,
+) noexcept nogil:
+    """Pixels [first, first + count) of the box, for each channel and tap."""
+    cdef const tap_list *taps = &c.taps
+    cdef isize size = c.kernels.itemsize
+    cdef isize rows = where.i1 - where.i0, cols = where.j1 - where.j0
+    cdef isize n, i, j, j0, j1, y, t, run, done = 0
+    if c.padded or count < c.block:
+        memset(to, 0, c.depth_now * taps.count * c.block * size)
+    while done < count:
+        n = where.n0 + (first + done) // (rows * cols)
+        i = where.i0 + (first + done) // cols % rows
+        j = (first + done) % cols
+        run = min(count - done, cols - j)
+        j += where.j0
+        for t in range(taps.count):
+            y = i * taps.sy + taps.dy[t]
+            j0, j1 = j, j + run
+            if c.padded:
+                if y < 0 or y >= c.src.h:
+                    continue
+                j0 = max(j0, ceil_div(max(0, -taps.dx[t]), taps.sx))
+                j1 = min(j1, ceil_div(max(0, c.src.w - taps.dx[t]), taps.sx))
+                if j1 <= j0:
+                    continue
+            c.kernels.copy(
+                to + (t * c.block + done + j0 - j) * size, taps.count * c.block, 1,
+                pixel(&c.src, n, group * c.depth + c.depth0, y,
+                      j0 * taps.sx + taps.dx[t]),
+                c.src.step_c, taps.sx * c.src.step_w, c.depth_now, j1 - j0)
+        done += run
+
+
+cdef inline isize fill_whole_panels(
+    const correlation *c, const box *where, isize group, isize pixels, char *to,
+) noexcept nogil:
+    """Fill what panels one row of pixels fills; how many. Channel by channel, for
+    a long row comes from memory at once and a short one does not."""
+    cdef isize size = c.kernels.itemsize, d, col_step = c.taps.sx * c.src.step_w
+    cdef isize tiles = pixels // c.block
+    if (c.taps.count > 1 or c.padded or where.i1 - where.i0 > 1
+            or where.n1 - where.n0 > 1):
+        return 0
+    for d in range(c.depth_now):
+        c.kernels.copy(
+            to + d * c.block * size, c.depth_now * c.block, 1,
+            pixel(&c.src, where.n0, group * c.depth + c.depth0 + d,
+                  where.i0 * c.taps.sy + c.taps.dy[0],
+                  where.j0 * c.taps.sx + c.taps.dx[0]),
+            c.block * col_step, col_step, tiles, c.block)
+    return tiles
+
+
+cdef inline void move_rows(
+    const correlation *c, const box *where, isize channel, isize channels,
+    char *sums, isize step, bint load,
+) noexcept nogil:
+    """Copy sums[channel][pixel of the box] to dst, or from it."""
+    cdef isize n, i, run = where.j1 - where.j0, rows = where.i1 - where.i0
+    cdef char *at
+    if run == c.dst.w and c.dst.step_h == run * c.dst.step_w:
+        run *= rows
+        rows = 1
+    for n in range(where.n0, where.n1):
+        for i in range(rows):
+            at = pixel(&c.dst, n, channel, where.i0 + i, where.j0)
+            if load:
+                c.kernels.copy(
+                    sums, step, 1, at, c.dst.step_c, c.dst.step_w, channels, run)
+            else:
+                c.kernels.copy(
+                    at, c.dst.step_c, c.dst.step_w, sums, step, 1, channels, run)
+            sums += run * c.dst.itemsize
+
+
+cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nogil:
+    cdef const correlation *c = <const correlation *> job
+    cdef const cnn_kernels *kernels = c.kernels
+    cdef isize mr = kernels.mr, size = kernels.itemsize, lanes = kernels.lanes
+    cdef isize groups = c.group1 - c.group0, count = ceil_div(c.outs, mr)
+    cdef isize split = task % c.splits
+    cdef isize group = c.group0 + task // c.splits % groups
+    cdef box where = box_at(&c.grid, task // c.splits // groups)
+    cdef isize pixels = (
+        (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
+    cdef column_space s = column_space_of(c)
+    cdef isize tiles = ceil_div(pixels, c.block), i, m, p, tile, channel
+    cdef isize row = c.depth * c.taps.count * size
+    cdef const char *weights = c.weight + group * c.outs * row
+    cdef const void **a = <const void **> (scratch + s.a)
+    cdef void **to = <void **> (scratch + s.c)
+    cdef cnn_tile q
+    if not weights_as_they_lie(c):
+        weights = c.panels + (group - c.group0) * c.panel_bytes
+    weights += c.depth0 * c.taps.count * size
+    p = fill_whole_panels(c, &where, group, pixels, scratch)
+    for p in range(p, tiles):
+        fill_panel(c, &where, group, p * c.block,
+                   min(c.block, pixels - p * c.block), scratch + p * s.panel)
+    q.batches, q.depth = 1, c.depth_now * c.taps.count
+    q.a_next, q.a_move, q.a_from, q.a_step = 0, 0, 0, 1
+    q.b_move, q.b_step = 0, c.block
+    q.a, q.c = a, to
+    q.a_at = NULL
+    q.start, q.activation = c.start, c.end
+    if c.start != CNN_ADD:
+        q.start = CNN_BIAS_ROWS if c.bias != NULL else CNN_ZERO
+    # weight[mr x channels*taps] . pixels[channels*taps x block] -> dst, tile by tile
+    for tile in range(split * count // c.splits, (split + 1) * count // c.splits):
+        m = tile * mr
+        q.rows = min(mr, c.outs - m)
+        channel = group * c.outs + m
+        q.bias = c.bias + channel * size if c.bias != NULL else NULL
+        for i in range(mr):
+            a[i] = weights + (m + min(i, q.rows - 1)) * row
+            if c.direct:
+                to[i] = pixel(&c.dst, where.n0, channel + min(i, q.rows - 1),
+                              where.i0, where.j0)
+            else:
+                to[i] = scratch + s.sums + i * s.tiles * c.block * size
+        if not c.direct and c.start == CNN_ADD:
+            move_rows(c, &where, channel, q.rows, scratch + s.sums,
+                      s.tiles * c.block, True)
+        for p in range(tiles):
+            q.b = scratch + p * s.panel
+            q.c_move = p * c.block
+            q.cols = min(c.block, pixels - p * c.block)
+            # the next filters' weights come from far
+            q.next = NULL
+            if p == tiles - 1 and m + mr < c.outs:
+                q.next = weights + (m + mr) * row
+            run_tile(kernels, &q, lanes if q.cols <= lanes else c.block)
+        if not c.direct:
+            move_rows(c, &where, channel, q.rows, scratch + s.sums,
+                      s.tiles * c.block, False)
+
+
+cdef inline bint without_rows(const correlation *c) noexcept nogil:
+    """Whether each output reads its own pixel, and planes can be one long row."""
+    return (
+        c.taps.count == 1 and c.taps.sy == 1 and c.taps.sx == 1 and not c.padded
+        and c.src.h == c.dst.h and c.src.w == c.dst.w
+        and c.src.step_h == c.src.w * c.src.step_w
+        and c.dst.step_h == c.dst.w * c.dst.step_w)
+
+
+cdef inline void plan_columns(correlation *c) noexcept nogil:
+    """Choose boxes and chunks of channels from the geometry alone."""
+    cdef const tap_list *taps = &c.taps
+    cdef isize size = c.kernels.itemsize, pixels = c.dst.n * c.dst.h * c.dst.w, panel
+    c.padded = (
+        taps.dy_min < 0 or taps.dx_min < 0
+        or (c.dst.h - 1) * taps.sy + taps.dy_max >= c.src.h
+        or (c.dst.w - 1) * taps.sx + taps.dx_max >= c.src.w
+    )
+    if without_rows(c):
+        c.src.w *= c.src.h
+        c.dst.w *= c.dst.h
+        c.src.h = c.dst.h = 1
+    if pixels <= c.kernels.lanes:
+        c.block = c.kernels.lanes
+    panel = taps.count * c.block * size
+    c.depth_now = max(1, min(c.depth, COLUMNS_BYTES // panel))
+    c.depth_now = ceil_div(c.depth, ceil_div(c.depth, c.depth_now))
+    panel *= c.depth_now
+    c.grid = cut(c.dst.n, c.dst.h, c.dst.w, min(
+        max(1, COLUMNS_BYTES // panel), max(1, pixels // (8 * c.block))) * c.block)
+    c.direct = c.dst.step_w == 1 and c.grid.box_n == 1 and (
+        c.grid.box_h == 1 or c.dst.step_h == c.grid.box_w)
+    c.panel_bytes = 0
+    if not weights_as_they_lie(c):
+        c.panel_bytes = aligned(c.outs * c.depth * taps.count * size)

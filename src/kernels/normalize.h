@@ -1,0 +1,242 @@
+/* Batch normalisation: the statistics of channels, and what follows from them.
+ *
+ * A block is `rows` x `cols` elements. With `each` its columns are channels (channels
+ * last) and coefficients vary along them; else it is a piece of one plane (one row)
+ * and one coefficient serves all. Sums take eight rows at a time, so that each is
+ * short; what writes goes through memory in its order, or stores wait for it. */
+#define TOGETHER 8
+
+static inline VEC FN(coefficient)(const REAL *p, isize at, isize n, int each)
+{
+    return each ? FN(load_some)(p + at, n) : FN(splat)(*p);
+}
+
+/* the error, stopped where the activation of a x + b was flat */
+static inline VEC FN(through)(VEC g, VEC before, int activation)
+{
+    if (activation != CNN_LINEAR) g = (VEC)(~(IVEC)(before <= 0) & (IVEC)g);
+    if (activation == CNN_RELU6) g = (VEC)(~(IVEC)(before >= 6) & (IVEC)g);
+    return g;
+}
+
+/* sums += sum of x - shift, squares += sum of (x - shift)^2 of each column */
+static void FN(centred_sums)(REAL *sums, REAL *squares, const REAL *x,
+                             const REAL *shift, isize rows, isize cols)
+{
+    for (; rows > 0; rows -= TOGETHER, x += TOGETHER * cols)
+        for (isize at = 0; at < cols; at += LANES) {
+            isize n = cols - at;
+            VEC middle = FN(load_some)(shift + at, n);
+            VEC sum = FN(load_some)(sums + at, n);
+            VEC square = FN(load_some)(squares + at, n);
+            if (rows >= TOGETHER) {
+                VEC d[TOGETHER], q[2];
+                UNROLL for (int k = 0; k < TOGETHER; k++)
+                    d[k] = FN(load_some)(x + at + k * cols, n) - middle;
+                q[0] = d[0] * d[0], q[1] = d[1] * d[1];
+                UNROLL for (int k = 2; k < TOGETHER; k++) q[k & 1] += d[k] * d[k];
+                square += q[0] + q[1];
+                sum += ((d[0] + d[1]) + (d[2] + d[3])) + ((d[4] + d[5]) + (d[6] + d[7]));
+            } else {
+                for (isize k = 0; k < rows; k++) {
+                    VEC d = FN(load_some)(x + at + k * cols, n) - middle;
+                    sum += d;
+                    square += d * d;
+                }
+            }
+            FN(store_some)(sums + at, sum, n);
+            FN(store_some)(squares + at, square, n);
+        }
+}
+
+/* Joins the sums over `rows` more values with mean and sum of squared distances of
+ * the `before` values so far (Chan, Golub, LeVeque, 1979). */
+static inline void FN(join_moments)(double *mean, double *square, double before,
+                                    double rows, double shift, double sum,
+                                    double squares)
+{
+    double step = sum / rows, centre = shift + step, own = squares - sum * step;
+    double delta = centre - *mean, all = before + rows;
+    *mean += delta * (rows / all);
+    *square += (own > 0 ? own : own != own ? own : 0) +
+               delta * delta * (before * rows / all);
+}
+
+/* mean and sum of squared distances of each channel, joined with what was before.
+ *
+ * One pass over memory: distances are from the mean of the first eighth of the block.
+ * A mean of 1/8 of the values is at most sqrt(8) standard deviations off, so that
+ * squares - sum^2 / rows loses three bits at most. */
+static void FN(moments)(double *mean, double *square, const void *x_, isize rows,
+                        isize cols, int each, isize before, void *scratch)
+{
+    const REAL *x = x_;
+    if (each) {
+        REAL *shift = scratch, *sums = shift + cols, *squares = sums + cols;
+        isize few = (rows + 7) / 8;
+        memset(shift, 0, (size_t)(3 * cols) * sizeof(REAL));
+        FN(centred_sums)(sums, squares, x, shift, few, cols);
+        for (isize c = 0; c < cols; c++) shift[c] = sums[c] / (REAL)few;
+        memset(sums, 0, (size_t)(2 * cols) * sizeof(REAL));
+        FN(centred_sums)(sums, squares, x, shift, rows, cols);
+        for (isize c = 0; c < cols; c++)
+            FN(join_moments)(mean + c, square + c, (double)before, (double)rows,
+                             (double)shift[c], (double)sums[c], (double)squares[c]);
+        return;
+    }
+    VEC first = {0}, sum[4] = {{0}}, squares[4] = {{0}};
+    isize few = (cols + 7) / 8, at = 0;
+    for (; at < few; at += LANES) first += FN(load_some)(x + at, few - at);
+    REAL shift = (REAL)(FN(sum_lanes)(first) / (double)few);
+    VEC middle = FN(splat)(shift);
+    for (at = 0; at + 4 * LANES <= cols; at += 4 * LANES)
+        UNROLL for (int k = 0; k < 4; k++) {
+            VEC d = FN(load)(x + at + k * LANES) - middle;
+            sum[k] += d;
+            squares[k] += d * d;
+        }
+    double total = 0, total_squares = 0;
+    for (; at + LANES <= cols; at += LANES) {
+        VEC d = FN(load)(x + at) - middle;
+        sum[0] += d;
+        squares[0] += d * d;
+    }
+    for (; at < cols; at++) {
+        REAL d = x[at] - shift;
+        total += (double)d;
+        total_squares += (double)d * (double)d;
+    }
+    total += FN(sum_lanes)((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    total_squares += FN(sum_lanes)((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    FN(join_moments)(mean, square, (double)before, (double)cols, (double)shift, total,
+                     total_squares);
+}
+
+/* y = a x + b, plus a residual, then the activation */
+static inline void FN(normalize_body)(REAL *y, const REAL *x, const REAL *residual,
+                                      const REAL *a, const REAL *b, isize rows,
+                                      isize cols, int each, int activation)
+{
+    for (isize i = 0; i < rows; i++)
+        for (isize at = 0; at < cols; at += LANES) {
+            isize n = cols - at, place = i * cols + at;
+            VEC scale = FN(coefficient)(a, at, n, each);
+            VEC shift = FN(coefficient)(b, at, n, each);
+            VEC v = FN(load_some)(x + place, n) * scale + shift;
+            if (residual) v += FN(load_some)(residual + place, n);
+            FN(store_some)(y + place, FN(activated)(v, activation), n);
+        }
+}
+
+static void FN(normalize)(void *y, const void *x, const void *residual, const void *a,
+                          const void *b, isize rows, isize cols, int each,
+                          int activation)
+{
+    if (each)
+        FN(normalize_body)(y, x, residual, a, b, rows, cols, 1, activation);
+    else
+        FN(normalize_body)(y, x, residual, a, b, rows, cols, 0, activation);
+}
+
+/* the same of the errors, and of errors times x - mean */
+static inline void FN(error_columns)(REAL *sums, REAL *products, const REAL *grad_y,
+                              const REAL *x, const REAL *mean, const REAL *a,
+                              const REAL *b, isize rows, isize cols, int activation)
+{
+    for (; rows > 0; rows -= TOGETHER, x += TOGETHER * cols, grad_y += TOGETHER * cols)
+        for (isize at = 0; at < cols; at += LANES) {
+            isize n = cols - at, high = rows < TOGETHER ? rows : TOGETHER;
+            VEC middle = FN(load_some)(mean + at, n);
+            VEC scale = FN(load_some)(a + at, n), shift = FN(load_some)(b + at, n);
+            VEC sum[2] = {{0}}, product[2] = {{0}};
+            for (isize k = 0; k < high; k++) {
+                VEC v = FN(load_some)(x + at + k * cols, n);
+                VEC e = FN(through)(FN(load_some)(grad_y + at + k * cols, n),
+                                    v * scale + shift, activation);
+                sum[k & 1] += e;
+                product[k & 1] += e * (v - middle);
+            }
+            FN(store_some)(sums + at, FN(load_some)(sums + at, n) + (sum[0] + sum[1]), n);
+            FN(store_some)(products + at,
+                           FN(load_some)(products + at, n) + (product[0] + product[1]),
+                           n);
+        }
+}
+
+/* sums += error, products += error * (x - mean), of each channel */
+static void FN(error_sums)(double *sums, double *products, const void *grad_y_,
+                           const void *x_, const void *mean_, const void *a_,
+                           const void *b_, isize rows, isize cols, int each,
+                           int activation, void *scratch)
+{
+    const REAL *grad_y = grad_y_, *x = x_, *mean = mean_, *a = a_, *b = b_;
+    if (each) {
+        REAL *sum = scratch, *product = sum + cols;
+        memset(sum, 0, (size_t)(2 * cols) * sizeof(REAL));
+        if (activation == CNN_LINEAR)
+            FN(error_columns)(sum, product, grad_y, x, mean, a, b, rows, cols, CNN_LINEAR);
+        else
+            FN(error_columns)(sum, product, grad_y, x, mean, a, b, rows, cols, activation);
+        for (isize c = 0; c < cols; c++) {
+            sums[c] += (double)sum[c];
+            products[c] += (double)product[c];
+        }
+        return;
+    }
+    VEC middle = FN(splat)(*mean), scale = FN(splat)(*a), shift = FN(splat)(*b);
+    VEC sum[4] = {{0}}, product[4] = {{0}};
+    isize at = 0;
+    for (; at + 4 * LANES <= cols; at += 4 * LANES)
+        UNROLL for (int k = 0; k < 4; k++) {
+            VEC v = FN(load)(x + at + k * LANES);
+            VEC e = FN(through)(FN(load)(grad_y + at + k * LANES), v * scale + shift,
+                                activation);
+            sum[k] += e;
+            product[k] += e * (v - middle);
+        }
+    for (; at < cols; at += LANES) { /* behind the end the error is 0 */
+        VEC v = FN(load_some)(x + at, cols - at);
+        VEC e = FN(through)(FN(load_some)(grad_y + at, cols - at), v * scale + shift,
+                            activation);
+        sum[0] += e;
+        product[0] += e * (v - middle);
+    }
+    *sums += FN(sum_lanes)((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    *products += FN(sum_lanes)((product[0] + product[1]) + (product[2] + product[3]));
+}
+
+/* grad_x = a (error - level - (x - mean) slope); `of` holds mean, a, b, level, slope,
+ * `step` elements apart */
+static inline void FN(normalize_backward_body)(REAL *grad_x, const REAL *grad_y,
+                                               const REAL *x, const REAL *of,
+                                               isize step, isize rows, isize cols,
+                                               int each, int activation)
+{
+    for (isize i = 0; i < rows; i++)
+        for (isize at = 0; at < cols; at += LANES) {
+            isize n = cols - at, place = i * cols + at;
+            VEC middle = FN(coefficient)(of, at, n, each);
+            VEC scale = FN(coefficient)(of + step, at, n, each);
+            VEC shift = FN(coefficient)(of + 2 * step, at, n, each);
+            VEC level = FN(coefficient)(of + 3 * step, at, n, each);
+            VEC slope = FN(coefficient)(of + 4 * step, at, n, each);
+            VEC v = FN(load_some)(x + place, n);
+            VEC e = FN(through)(FN(load_some)(grad_y + place, n), v * scale + shift,
+                                activation);
+            e = scale * ((e - level) - (v - middle) * slope);
+            FN(store_some)(grad_x + place, e, n);
+        }
+}
+
+static void FN(normalize_backward)(void *grad_x, const void *grad_y, const void *x,
+                                   const void *of, isize step, isize rows, isize cols,
+                                   int each, int activation)
+{
+    if (each)
+        FN(normalize_backward_body)(grad_x, grad_y, x, of, step, rows, cols, 1,
+                                    activation);
+    else
+        FN(normalize_backward_body)(grad_x, grad_y, x, of, step, rows, cols, 0,
+                                    activation);
+}
+#undef TOGETHER
