@@ -2,6 +2,9 @@
 
 ``python -m benchmarks.ops``
     Every operator and pass against PyTorch, ONNX Runtime, OpenVINO, MNN and ncnn.
+``python -m benchmarks.train``
+    Nets of the zoo: a training step and an inference against PyTorch (eager,
+    channels-last, compiled), ONNX Runtime and OpenVINO.
 ``python -m benchmarks.small``
     What a tiny call costs from Python, the first call, and the import.
 ``python -m benchmarks.neighbour``

@@ -24,7 +24,7 @@ from .measure import Row, Settings, measure
 from .peers import NAMES, Peer, load
 from .peers.ours import Ours
 from .plot import plot
-from .report import header, line, summary
+from .report import header, line, show, summary
 from .shapes import ORDERS, PASSES, SHAPES, Data, Shape, Task, read_shapes
 
 __all__ = ["main"]
@@ -146,15 +146,6 @@ def _environment(
     }
 
 
-def _show(environment: dict[str, object]) -> None:
-    for name, value in environment.items():
-        if isinstance(value, dict):
-            for key, text in value.items():
-                print(f"{name + ' ' + key:<20} {text}")
-        else:
-            print(f"{name:<20} {value}")
-
-
 _LEGEND = """\
 ratio = peer's time / ours; error = normwise relative, against float64 on a sample
 torch makes a new tensor a call and meets our call that makes a new array; engines write
@@ -189,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             skipped[peer.name] = f"nothing to do here ({reasons[0]})"
     disturbed = disturbance()  # later the load would be our own
     environment = _environment(peers, skipped, options)
-    _show(environment)
+    show(environment)
     peak = Peak(_runtime.kernel_set(), options.dtype, options.threads)
     print(_LEGEND)
     if disturbed:

@@ -7,9 +7,19 @@ from collections.abc import Callable, Iterable
 from .measure import Row
 from .timing import geometric_mean
 
-__all__ = ["header", "line", "summary"]
+__all__ = ["header", "line", "show", "summary"]
 
 _NAME, _ORDER, _PASS = 10, 13, 7
+
+
+def show(environment: dict[str, object]) -> None:
+    """Print what a measurement depends on."""
+    for name, value in environment.items():
+        if isinstance(value, dict):
+            for key, text in value.items():
+                print(f"{name + ' ' + key:<20} {text}")
+        else:
+            print(f"{name:<20} {value}")
 
 
 def header(is_conv: bool, peers: list[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from . import _runtime
 from ._cpus import available_cpus
 from ._geometry import checked_size
+from ._openmp import settings_of_the_environment
 from ._version import __version__
 
 __all__ = [
@@ -126,4 +127,5 @@ def show_config() -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
-set_num_threads(_default_threads())
+with settings_of_the_environment():
+    set_num_threads(_default_threads())

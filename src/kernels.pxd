@@ -50,11 +50,18 @@ cdef extern from "table.h" nogil:
 
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
-        const isize *first
+        const void *first
+        isize runs, x_run, y_run, code_run
 
     ctypedef struct cnn_share:
         isize at, code
         double scale
+
+    ctypedef struct cnn_gather:
+        isize count, phases
+        const cnn_share *share
+        const isize *shares
+        isize runs, x_run, y_run
 
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
@@ -184,13 +191,15 @@ cdef extern from "table.h" nogil:
             void *, const void *, const cnn_window *, double, const void *
         ) noexcept nogil
         void (*max_backward)(
-            void *, isize, const void *, const void *, int, const cnn_share *, isize
+            void *, const void *, const void *, int, const cnn_gather *
         ) noexcept nogil
         void (*max_scatter)(
             void *, isize, isize, const void *, const void *, int, const isize *
         ) noexcept nogil
         void (*sum_backward)(
-            void *, isize, const void *, const cnn_share *, isize) noexcept nogil
+            void *, const void *, const cnn_gather *) noexcept nogil
+        void (*scale_row)(
+            void *, const void *, isize, double, const void *) noexcept nogil
         void (*sum_spread)(
             void *, isize, isize, isize, const void *, double, const void *
         ) noexcept nogil

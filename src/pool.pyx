@@ -17,22 +17,25 @@ from geometry cimport (
 )
 from kernels cimport CNN_RUNTIME, check, cnn_runtime, isize, kernels_for
 from pool_backward cimport (
-    fill_plane_task, gather_scratch, gather_task, most_windows, scatter_indices_task,
-    scatter_task, shift_scratch, shift_task, spread_scratch, spread_task,
+    error_rows_of, fill_plane_task, gather_planes_task, gather_scratch, gather_task,
+    scatter_indices_task, scatter_task, spread_scratch, spread_task,
 )
 from pool_forward cimport forward_scratch, forward_task, whole_plane_task
 from pooling cimport (
-    column_divisor, inside, planes_of, pooling, set_real, stopped,
+    axis_of, column_divisor, find_places, inside, most_windows, place, planes_of,
+    pooling, row_divisor, set_integer, set_real, stopped,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
 
-# Elements that a task makes, about; and windows of a pixel that a gather adds up.
+# Elements that a task makes, about; windows of a pixel that a gather in planes adds up
+# (its time grows with them, a scatter's does not), and bytes that it copies, at most.
 cdef enum:
     TASK_ELEMENTS = 16384
-    FEW_SHARES = 12
     MANY_TERMS = 64
+    FEW_SHARES = 32
+    ERRORS_BYTES = 2 << 20
 
 
 cdef void indices_task(void *job, isize task, char *scratch) noexcept nogil:
@@ -55,26 +58,42 @@ cdef void indices_task(void *job, isize task, char *scratch) noexcept nogil:
 
 cdef int make_tables(pooling *p, bint backward) noexcept nogil:
     """For each output column the code of its first pixel and its divisor; for each
-    code its offset in the plane."""
+    code its offset in the plane; for each pixel's row and column its windows."""
     cdef const pool_geometry *g = &p.g
-    cdef isize j, code, codes = 0
+    cdef isize i, code, codes = 0, places = 0
     cdef double divisor
+    cdef double *rows
+    cdef double *cols
     cdef unsigned long long state
-    if backward and not p.average:  # positions of one or two bytes: few codes
-        codes = g.r * g.s
-    p.first = <isize *> malloc(
-        g.out_w * (sizeof(isize) + 8) + codes * sizeof(isize))
-    if p.first == NULL:
+    if backward:
+        places = g.h + g.w
+        if not p.average and p.argmax.itemsize < 8:
+            codes = g.r * g.s
+    p.tables = malloc(
+        places * sizeof(place) + codes * sizeof(isize)
+        + (g.out_h + 3 * g.out_w) * sizeof(double))
+    if p.tables == NULL:
         return -1
-    p.offset = p.first + g.out_w
-    p.divisors = <char *> (p.offset + codes)
+    p.row = <place *> p.tables
+    p.column = p.row + g.h
+    p.offset = <isize *> (p.row + places)
+    rows = <double *> (p.offset + codes)
+    cols = rows + g.out_h
+    p.divisors = <char *> (cols + g.out_w)
+    p.first = p.divisors + g.out_w * sizeof(double)
     state = runtime.enter(runtime.flush)
-    for j in range(g.out_w):
-        p.first[j] = inside(
-            j * g.stride_w - g.left, g.dilation_w, g.s, g.w).first
-        if p.average:
-            divisor = column_divisor(p, j)
-            set_real(p.divisors, p.x.itemsize, j, 1.0 / divisor if backward else divisor)
+    for i in range(g.out_h):
+        rows[i] = row_divisor(p, i) if p.average else 1.0
+    for i in range(g.out_w):
+        cols[i] = divisor = column_divisor(p, i) if p.average else 1.0
+        set_real(p.divisors, p.x.itemsize, i, 1.0 / divisor if backward else divisor)
+        set_integer(p.first, p.x.itemsize, i, inside(
+            i * g.stride_w - g.left, g.dilation_w, g.s, g.w).first)
+    if backward:
+        p.down = axis_of(g.h, g.top, g.dilation_h, g.r, g.stride_h, g.out_h)
+        p.across = axis_of(g.w, g.left, g.dilation_w, g.s, g.stride_w, g.out_w)
+        find_places(&p.down, p.row, rows)
+        find_places(&p.across, p.column, cols)
     runtime.leave(state)
     for code in range(codes):
         p.offset[code] = (
@@ -121,17 +140,18 @@ cdef int run_forward(pooling *p) noexcept nogil:
     share_rows(p, g.out_h, g.out_w * (g.c if p.channels_last else 1), g.r * g.s)
     failed = runtime.run(
         forward_task, p, planes_of(p) * p.tasks_per_plane, forward_scratch(p), work)
-    free(p.first)
+    free(p.tables)
     return failed
+
+
+cdef isize windows_of_pixel(const pooling *p) noexcept nogil:
+    return most_windows(&p.down) * most_windows(&p.across)
 
 
 cdef int run_backward(pooling *p) noexcept nogil:
     """Choose how the errors travel back, and send them."""
     cdef const pool_geometry *g = &p.g
     cdef double work = 2.0 * g.n * g.c * g.h * g.w
-    cdef isize shares = (
-        most_windows(g.r, g.stride_h, g.dilation_h)
-        * most_windows(g.s, g.stride_w, g.dilation_w))
     cdef int failed
     p.kernels = kernels_for(runtime, p.x.itemsize)
     p.interrupted = runtime.interrupted
@@ -141,21 +161,31 @@ cdef int run_backward(pooling *p) noexcept nogil:
     if one_window(p):
         share_rows(p, g.c, g.h * g.w, 1)
         return runtime.run(fill_plane_task, p, g.n * p.tasks_per_plane, 0, work)
-    if p.channels_last:
-        share_rows(p, g.h, g.w * g.c, shares)
-        return runtime.run(
-            gather_task, p, g.n * p.tasks_per_plane, gather_scratch(p), work)
-    if (not p.average and g.stride_w == 1 and p.x.step_w == 1
-            and shares <= FEW_SHARES and shift_scratch(p) <= 1 << 20):
-        return runtime.run(shift_task, p, g.n * g.c, shift_scratch(p), work)
     if make_tables(p, True):
         return -1
-    if p.average:
+    if p.channels_last:
+        share_rows(p, g.h, g.w * g.c, windows_of_pixel(p))
+        failed = runtime.run(
+            gather_task, p, g.n * p.tasks_per_plane, gather_scratch(p), work)
+    elif gathers_in_planes(p):
+        failed = runtime.run(
+            gather_planes_task, p, g.n * g.c * p.tasks_per_plane,
+            error_rows_of(p).total, work)
+    elif p.average:
         failed = runtime.run(spread_task, p, g.n * g.c, spread_scratch(p), work)
     else:
         failed = runtime.run(scatter_task, p, g.n * g.c, 0, work)
-    free(p.first)
+    free(p.tables)
     return failed
+
+
+cdef bint gathers_in_planes(pooling *p) noexcept nogil:
+    """Whether pixels in planes gather their errors; also shares out their rows."""
+    share_rows(p, p.g.h, p.g.w, windows_of_pixel(p))
+    return (
+        p.x.step_w == 1 and p.y.step_w == 1
+        and windows_of_pixel(p) <= FEW_SHARES
+        and error_rows_of(p).total <= ERRORS_BYTES)
 
 
 def max_pool2d(object sizes, x, y, argmax):
@@ -168,8 +198,8 @@ def max_pool2d(object sizes, x, y, argmax):
     hold(x, &vx, False)
     hold(y, &vy, True)
     p.x, p.y = image_of(&vx), image_of(&vy)
-    p.argmax.data = NULL
-    p.argmax.itemsize = 0
+    p.argmax = p.y
+    p.argmax.data, p.argmax.itemsize = NULL, 0
     if argmax is not None:
         hold(argmax, &va, True)
         p.argmax = image_of(&va)
@@ -231,7 +261,8 @@ def avg_pool2d(object sizes, x, y, bint count_include_pad, isize divisor_overrid
     hold(x, &vx, False)
     hold(y, &vy, True)
     p.x, p.y = image_of(&vx), image_of(&vy)
-    p.argmax.data = NULL
+    p.argmax = p.y
+    p.argmax.data, p.argmax.itemsize = NULL, 0
     with nogil:
         failed = run_forward(&p)
     PyBuffer_Release(&vx)
@@ -252,7 +283,8 @@ def avg_pool2d_backward(
     hold(grad_y, &vg, False)
     hold(grad_x, &vx, True)
     p.y, p.x = image_of(&vg), image_of(&vx)
-    p.argmax.data = NULL
+    p.argmax = p.y
+    p.argmax.data, p.argmax.itemsize = NULL, 0
     with nogil:
         failed = run_backward(&p)
     PyBuffer_Release(&vg)

@@ -2,85 +2,183 @@
 # error; average pooling gives every pixel of the window its share.
 
 from geometry cimport ceil_div, image, pixel, pool_geometry
-from kernels cimport cnn_share, isize
+from kernels cimport cnn_gather, cnn_share, isize
 from libc.stdint cimport int64_t, uint8_t, uint16_t
-from libc.string cimport memset
-from pooling cimport LARGE_PLANE, column_divisor, pooling, row_divisor, stopped
+from libc.string cimport memcpy, memset
+from pooling cimport (
+    LARGE_PLANE, axis, column_divisor, most_windows, place, pooling, row_divisor,
+    stopped,
+)
 
-
-cdef inline isize windows_of(
-    isize at, isize before, isize dilation, isize taps, isize stride, isize outs,
-    isize *window, isize *tap,
-) noexcept nogil:
-    """The windows that hold pixel `at` of one axis, rising, each with its tap."""
-    cdef isize q, start, count = 0
-    for q in range(taps - 1, -1, -1):
-        start = at + before - q * dilation
-        if start >= 0 and start % stride == 0 and start // stride < outs:
-            window[count] = start // stride
-            tap[count] = q
-            count += 1
-    return count
-
-
-cdef inline isize most_windows(isize taps, isize stride, isize dilation) noexcept nogil:
-    return taps if dilation > 1 else ceil_div(taps, stride)
-
-
-# --- channels last: gather, each pixel of grad_x written once ----------------------
+# --- gather: each pixel of grad_x is written once ----------------------------------
 
 
 cdef inline isize gather_scratch(const pooling *p) noexcept nogil:
-    cdef const pool_geometry *g = &p.g
-    cdef isize across = most_windows(g.s, g.stride_w, g.dilation_w)
-    cdef isize down = most_windows(g.r, g.stride_h, g.dilation_h)
     return (
-        across * down * <isize> sizeof(cnn_share)
-        + (2 * down + g.w * (2 * across + 1)) * <isize> sizeof(isize))
+        most_windows(&p.down) * most_windows(&p.across) * <isize> sizeof(cnn_share))
+
+
+cdef inline isize list_shares(
+    const pooling *p, const place *row, const place *column, cnn_share *share
+) noexcept nogil:
+    """Channels last: what reaches a pixel, windows in row-major order."""
+    cdef isize a, b, i, j, shares = 0
+    for a in range(row.count):
+        i = row.window + a * p.down.window_step
+        for b in range(column.count):
+            j = column.window + b * p.across.window_step
+            share[shares].at = i * p.y.step_h + j * p.y.step_w
+            share[shares].code = (
+                (row.tap - a * p.down.tap_step) * p.g.s
+                + column.tap - b * p.across.tap_step)
+            if p.average:
+                share[shares].scale = 1.0 / (row_divisor(p, i) * column_divisor(p, j))
+            shares += 1
+    return shares
 
 
 cdef inline void gather_task(void *job, isize task, char *scratch) noexcept nogil:
+    """Channels last: some rows, the pixels of a row that lie alike in one run."""
     cdef const pooling *p = <const pooling *> job
     cdef const pool_geometry *g = &p.g
     cdef isize n = task // p.tasks_per_plane
     cdef isize y0 = task % p.tasks_per_plane * p.rows_per_task
-    cdef isize across = most_windows(g.s, g.stride_w, g.dilation_w)
-    cdef isize down = most_windows(g.r, g.stride_h, g.dilation_h)
-    cdef cnn_share *share = <cnn_share *> scratch
-    cdef isize *i_of = <isize *> (share + across * down)
-    cdef isize *r_of = i_of + down
-    cdef isize *columns = r_of + down   # for each x: count, windows, taps
-    cdef isize *at
-    cdef isize x, y, i, j, rows, shares
-    for x in range(g.w):
-        at = columns + x * (2 * across + 1)
-        at[0] = windows_of(x, g.left, g.dilation_w, g.s, g.stride_w, g.out_w,
-                           at + 1, at + 1 + across)
+    cdef isize x, y, phase, shares
+    cdef const place *column
+    cdef cnn_gather q
+    q.count, q.phases, q.share, q.shares = g.c, 1, <cnn_share *> scratch, &shares
+    q.x_run, q.y_run = g.stride_w * p.x.step_w, p.y.step_w
     for y in range(y0, min(y0 + p.rows_per_task, g.h)):
-        rows = windows_of(y, g.top, g.dilation_h, g.r, g.stride_h, g.out_h, i_of, r_of)
-        for x in range(g.w):
-            at = columns + x * (2 * across + 1)
-            shares = 0
-            for i in range(rows):
-                for j in range(at[0]):
-                    share[shares].at = i_of[i] * p.y.step_h + at[1 + j] * p.y.step_w
-                    share[shares].code = r_of[i] * g.s + at[1 + across + j]
-                    if p.average:
-                        share[shares].scale = 1.0 / (
-                            row_divisor(p, i_of[i]) * column_divisor(p, at[1 + j]))
+        for phase in range(min(g.stride_w, g.w)):
+            x = phase
+            while x < g.w:
+                column = p.column + x
+                shares = list_shares(p, p.row + y, column, <cnn_share *> scratch)
+                q.runs = column.run
+                if p.average:
+                    p.kernels.sum_backward(
+                        pixel(&p.x, n, 0, y, x), pixel(&p.y, n, 0, 0, 0), &q)
+                else:
+                    p.kernels.max_backward(
+                        pixel(&p.x, n, 0, y, x), pixel(&p.y, n, 0, 0, 0),
+                        pixel(&p.argmax, n, 0, 0, 0), <int> p.argmax.itemsize, &q)
+                x += column.run * g.stride_w
+
+
+# What a task in planes copies: the rows of errors that reach its pixels, zeros around
+# them, so that every vector of a row can be read as it is; their positions beside.
+cdef struct error_rows:
+    isize before, pitch, rows           # columns before window 0, of a row; rows
+    isize phases, shares                # of columns; of all phases, at most
+    isize columns, counts, errors, places, total    # bytes from the scratch's start
+
+
+cdef inline error_rows error_rows_of(const pooling *p) noexcept nogil:
+    cdef const pool_geometry *g = &p.g
+    cdef error_rows e
+    e.before = ceil_div(max(0, g.dilation_w * (g.s - 1) - g.left), g.stride_w)
+    e.pitch = e.before + max(
+        g.out_w, (g.stride_w - 1 + g.left) // g.stride_w
+        + ceil_div(g.w, g.stride_w) + p.kernels.lanes)
+    e.rows = min(g.out_h, 1 + ceil_div(
+        p.rows_per_task - 1 + g.dilation_h * (g.r - 1), g.stride_h))
+    e.phases = g.stride_w
+    e.shares = most_windows(&p.down) * g.s
+    e.columns = e.shares * <isize> sizeof(cnn_share)
+    e.counts = e.columns + 2 * g.s * <isize> sizeof(isize)
+    e.errors = (e.counts + 2 * e.phases * <isize> sizeof(isize) + 63) // 64 * 64
+    e.places = e.errors + e.rows * e.pitch * p.x.itemsize
+    e.total = e.places + e.rows * e.pitch * p.argmax.itemsize
+    return e
+
+
+cdef inline void copy_errors(
+    const pooling *p, const error_rows *e, isize n, isize c, isize i0, isize i1,
+    char *scratch,
+) noexcept nogil:
+    cdef const pool_geometry *g = &p.g
+    cdef isize size = p.x.itemsize, codes = p.argmax.itemsize, i
+    cdef isize behind = e.pitch - e.before - g.out_w
+    cdef char *to = scratch + e.errors
+    cdef char *places = scratch + e.places + e.before * codes
+    for i in range(i0, i1):
+        memset(to, 0, e.before * size)
+        to += e.before * size
+        if p.average:
+            p.kernels.scale_row(
+                to, pixel(&p.y, n, c, i, 0), g.out_w, 1.0 / row_divisor(p, i),
+                p.divisors)
+        else:
+            memcpy(to, pixel(&p.y, n, c, i, 0), g.out_w * size)
+            memcpy(places, pixel(&p.argmax, n, c, i, 0), g.out_w * codes)
+            places += e.pitch * codes
+        to += g.out_w * size
+        memset(to, 0, behind * size)
+        to += behind * size
+
+
+cdef inline void gather_planes_task(
+    void *job, isize task, char *scratch
+) noexcept nogil:
+    """Planes: some rows of one channel, those that lie alike in one run."""
+    cdef const pooling *p = <const pooling *> job
+    cdef const pool_geometry *g = &p.g
+    cdef isize plane = task // p.tasks_per_plane
+    cdef isize y0 = task % p.tasks_per_plane * p.rows_per_task
+    cdef isize y1 = min(y0 + p.rows_per_task, g.h)
+    cdef isize n = plane // g.c, c = plane % g.c, i0 = g.out_h, i1 = 0
+    cdef isize y, s, a, b, phase, shares = 0
+    cdef error_rows e = error_rows_of(p)
+    cdef cnn_share *share = <cnn_share *> scratch
+    cdef isize *column = <isize *> (scratch + e.columns)
+    cdef isize *columns = <isize *> (scratch + e.counts)
+    cdef isize *counts = columns + e.phases
+    cdef const place *row
+    cdef cnn_gather q
+    for y in range(y0, y1):
+        row = p.row + y
+        if row.count > 0:
+            i0 = min(i0, row.window)
+            i1 = max(i1, row.window + (row.count - 1) * p.down.window_step + 1)
+    copy_errors(p, &e, n, c, i0, i1, scratch)
+    # for each phase of columns: the windows (from a phase's first pixel on) and taps
+    for phase in range(e.phases):
+        columns[phase] = 0
+        for s in range(g.s - 1, -1, -1):
+            a = phase + g.left - s * g.dilation_w + e.before * g.stride_w
+            if a % g.stride_w == 0:
+                column[2 * shares], column[2 * shares + 1] = a // g.stride_w, s
+                columns[phase] += 1
+                shares += 1
+    q.count, q.phases, q.share, q.shares = g.w, e.phases, share, counts
+    q.x_run, q.y_run = g.stride_h * p.x.step_h, e.pitch
+    for phase in range(min(g.stride_h, y1 - y0)):
+        y = y0 + phase
+        while y < y1:
+            row = p.row + y
+            shares = s = 0
+            for a in range(e.phases):
+                counts[a] = row.count * columns[a]
+                for b in range(counts[a]):
+                    share[shares].at = column[2 * (s + b % columns[a])] + e.pitch * (
+                        row.window + b // columns[a] * p.down.window_step - i0)
+                    share[shares].code = column[2 * (s + b % columns[a]) + 1] + g.s * (
+                        row.tap - b // columns[a] * p.down.tap_step)
+                    share[shares].scale = 1.0
                     shares += 1
+                s += columns[a]
+            q.runs = min(row.run, ceil_div(y1 - y, g.stride_h))
             if p.average:
                 p.kernels.sum_backward(
-                    pixel(&p.x, n, 0, y, x), g.c, pixel(&p.y, n, 0, 0, 0), share,
-                    shares)
+                    pixel(&p.x, n, c, y, 0), scratch + e.errors, &q)
             else:
                 p.kernels.max_backward(
-                    pixel(&p.x, n, 0, y, x), g.c, pixel(&p.y, n, 0, 0, 0),
-                    pixel(&p.argmax, n, 0, 0, 0), <int> p.argmax.itemsize, share,
-                    shares)
+                    pixel(&p.x, n, c, y, 0), scratch + e.errors, scratch + e.places,
+                    <int> p.argmax.itemsize, &q)
+            y += q.runs * g.stride_h
 
 
-# --- planes ------------------------------------------------------------------------
+# --- planes, windows that overlap much: errors go out to their pixels --------------
 
 
 cdef inline void clear_plane(const pooling *p, isize n, isize c) noexcept nogil:
@@ -172,55 +270,6 @@ cdef inline void scatter_indices_task(
             at = (<const int64_t *> pixel(&p.argmax, n, c, i, j))[0]
             if at >= 0:
                 add_error(p, n, c, at // p.g.w, at % p.g.w, pixel(&p.y, n, c, i, j))
-
-
-cdef inline isize shift_pitch(const pooling *p) noexcept nogil:
-    """Columns of a padded row of errors: all that pixels of a row look at."""
-    return p.g.w + p.g.dilation_w * (p.g.s - 1)
-
-
-cdef inline isize shift_scratch(const pooling *p) noexcept nogil:
-    cdef const pool_geometry *g = &p.g
-    return (
-        g.r * g.s * <isize> sizeof(cnn_share) + 2 * g.r * <isize> sizeof(isize)
-        + g.out_h * shift_pitch(p) * (p.x.itemsize + p.argmax.itemsize))
-
-
-cdef inline void shift_task(void *job, isize task, char *scratch) noexcept nogil:
-    """Max with stride_w = 1: a row of grad_x gathers from shifted rows of errors."""
-    cdef const pooling *p = <const pooling *> job
-    cdef const pool_geometry *g = &p.g
-    cdef isize n = task // g.c, c = task % g.c, size = p.x.itemsize
-    cdef isize codes = p.argmax.itemsize, pitch = shift_pitch(p)
-    cdef isize across = g.dilation_w * (g.s - 1), i, y, s, rows, shares
-    # column q of a padded row is window q - before; others have no error
-    cdef isize before = max(0, across - g.left), skip = max(0, g.left - across)
-    cdef isize used = min(g.out_w - skip, pitch - before)
-    cdef cnn_share *share = <cnn_share *> scratch
-    cdef isize *i_of = <isize *> (share + g.r * g.s)
-    cdef isize *r_of = i_of + g.r
-    cdef char *errors = <char *> (r_of + g.r)
-    cdef char *places = errors + g.out_h * pitch * size
-    memset(errors, 0, g.out_h * pitch * (size + codes))
-    for i in range(g.out_h):
-        p.kernels.copy(
-            errors + (i * pitch + before) * size, 1, 1,
-            pixel(&p.y, n, c, i, skip), 1, 1, used, 1)
-        for s in range(used * codes):
-            (places + (i * pitch + before) * codes)[s] = pixel(
-                &p.argmax, n, c, i, skip)[s]
-    for y in range(g.h):
-        rows = windows_of(y, g.top, g.dilation_h, g.r, g.stride_h, g.out_h, i_of, r_of)
-        shares = 0
-        for i in range(rows):
-            for s in range(g.s - 1, -1, -1):
-                # pixel x meets window x + left - s*dilation
-                share[shares].at = (
-                    i_of[i] * pitch + g.left - skip - s * g.dilation_w + before)
-                share[shares].code = r_of[i] * g.s + s
-                shares += 1
-        p.kernels.max_backward(
-            pixel(&p.x, n, c, y, 0), g.w, errors, places, <int> codes, share, shares)
 
 
 cdef inline isize spread_scratch(const pooling *p) noexcept nogil:

@@ -9,9 +9,10 @@ from pooling cimport (
 
 
 cdef inline void pool_pixels(
-    const pooling *p, isize n, isize i, isize j
+    const pooling *p, isize n, isize i, isize j, isize pixels
 ) noexcept nogil:
-    """Channels last: output pixel (i, j), all channels."""
+    """Channels last: `pixels` outputs of row i from column j on, which have windows of
+    one shape; all channels."""
     cdef const pool_geometry *g = &p.g
     cdef isize top = i * g.stride_h - g.top, left = j * g.stride_w - g.left
     cdef span rows = inside(top, g.dilation_h, g.r, g.h)
@@ -25,6 +26,8 @@ cdef inline void pool_pixels(
     w.row_step = g.dilation_h * p.x.step_h
     w.col_step = g.dilation_w * p.x.step_w
     w.code, w.code_row = rows.first * g.s + cols.first, g.s
+    w.runs, w.x_run, w.y_run = pixels, g.stride_w * p.x.step_w, p.y.step_w
+    w.code_run = p.argmax.step_w
     if p.average:
         p.kernels.sum_window(
             pixel(&p.y, n, 0, i, j), x, &w, row_divisor(p, i) * column_divisor(p, j),
@@ -34,6 +37,34 @@ cdef inline void pool_pixels(
         argmax = pixel(&p.argmax, n, 0, i, j)
     p.kernels.max_window(
         pixel(&p.y, n, 0, i, j), argmax, <int> p.argmax.itemsize, x, &w)
+
+
+cdef inline span whole_windows(
+    isize before, isize dilation, isize taps, isize stride, isize size, isize outs
+) noexcept nogil:
+    """Outputs of one axis whose windows lie inside of the image."""
+    cdef span result
+    cdef isize reach = dilation * (taps - 1)
+    result.first = min(ceil_div(before, stride), outs)
+    result.last = result.first
+    if size + before > reach:
+        result.last = max(
+            result.first, min((size + before - reach - 1) // stride + 1, outs))
+    return result
+
+
+cdef inline void pool_row(const pooling *p, isize n, isize i) noexcept nogil:
+    """Channels last: one row, whole windows in one run."""
+    cdef const pool_geometry *g = &p.g
+    cdef isize j
+    cdef span whole = whole_windows(
+        g.left, g.dilation_w, g.s, g.stride_w, g.w, g.out_w)
+    for j in range(whole.first):
+        pool_pixels(p, n, i, j, 1)
+    if whole.last > whole.first:
+        pool_pixels(p, n, i, whole.first, whole.last - whole.first)
+    for j in range(whole.last, g.out_w):
+        pool_pixels(p, n, i, j, 1)
 
 
 cdef inline isize forward_pitch(const pooling *p) noexcept nogil:
@@ -74,37 +105,48 @@ cdef inline void pool_rows(
     cdef isize y0 = max(0, i0 * g.stride_h - g.top), y, i, top
     cdef isize y1 = min(g.h, (i1 - 1) * g.stride_h - g.top
                         + g.dilation_h * (g.r - 1) + 1)
+    cdef isize row = pitch, run
     cdef bint copied = needs_copy(p)
-    cdef span rows
+    cdef span rows, whole = whole_windows(
+        g.top, g.dilation_h, g.r, g.stride_h, g.h, g.out_h)
     cdef cnn_window w
     cdef const char *x
     cdef char *argmax = NULL
     if copied:
         for y in range(y0, y1):
             copy_row(p, n, c, y, scratch + (y - y0) * pitch * size)
+    else:
+        row = p.x.step_h
     w.count, w.lane, w.cols = g.out_w, g.stride_w, g.s
     w.first = p.first
     w.col_step, w.code_row = g.dilation_w, g.s
-    for i in range(i0, i1):
+    w.row_step, w.x_run = g.dilation_h * row, g.stride_h * row
+    w.y_run, w.code_run = p.y.step_h, p.argmax.step_h
+    i = i0
+    while i < i1:
+        # rows whose windows have all their rows go in one run
+        run = 1
+        if i >= whole.first and i < whole.last:
+            run = min(whole.last, i1) - i
+        w.runs = run
         top = i * g.stride_h - g.top
         rows = inside(top, g.dilation_h, g.r, g.h)
         w.rows = rows.last - rows.first
         w.code = rows.first * g.s
         y = top + rows.first * g.dilation_h
         if copied:
-            w.row_step = g.dilation_h * pitch
             x = scratch + (y - y0) * pitch * size
         else:
-            w.row_step = g.dilation_h * p.x.step_h
             x = pixel(&p.x, n, c, y, 0)
         if p.average:
             p.kernels.sum_window(
                 pixel(&p.y, n, c, i, 0), x, &w, row_divisor(p, i), p.divisors)
-            continue
-        if p.argmax.data != NULL:
-            argmax = pixel(&p.argmax, n, c, i, 0)
-        p.kernels.max_window(
-            pixel(&p.y, n, c, i, 0), argmax, <int> p.argmax.itemsize, x, &w)
+        else:
+            if p.argmax.data != NULL:
+                argmax = pixel(&p.argmax, n, c, i, 0)
+            p.kernels.max_window(
+                pixel(&p.y, n, c, i, 0), argmax, <int> p.argmax.itemsize, x, &w)
+        i += run
 
 
 cdef inline isize forward_scratch(const pooling *p) noexcept nogil:
@@ -118,15 +160,14 @@ cdef inline isize forward_scratch(const pooling *p) noexcept nogil:
 cdef inline void forward_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const pooling *p = <const pooling *> job
     cdef const pool_geometry *g = &p.g
-    cdef isize plane = task // p.tasks_per_plane, i, j
+    cdef isize plane = task // p.tasks_per_plane, i
     cdef isize i0 = task % p.tasks_per_plane * p.rows_per_task
     cdef isize i1 = min(i0 + p.rows_per_task, g.out_h)
     if not p.channels_last:
         pool_rows(p, plane // g.c, plane % g.c, i0, i1, scratch)
         return
     for i in range(i0, i1):
-        for j in range(g.out_w):
-            pool_pixels(p, plane, i, j)
+        pool_row(p, plane, i)
 
 
 cdef inline void large_plane(

@@ -5,7 +5,8 @@
 # what never wins (or adds nothing) around them, so that a whole row is one run.
 
 from geometry cimport ceil_div, image, pixel, pool_geometry
-from kernels cimport cnn_kernels, cnn_share, isize
+from kernels cimport cnn_kernels, isize
+from libc.stdint cimport int32_t, int64_t
 
 
 # Pixels of a plane that are summed or filled at a stretch.
@@ -15,6 +16,20 @@ cdef enum:
 
 cdef struct span:
     isize first, last                   # steps of a window inside of the image
+
+
+# One axis of a backward: pixel `at` lies in window (at + before - q*dilation) / stride
+# for each tap q where that is whole. As taps fall by tap_step, windows rise.
+cdef struct axis:
+    isize size, before, dilation, taps, stride, outs
+    isize tap_step, window_step
+
+
+# The windows that hold one pixel of an axis: `count` of them from `window` on, which
+# meet it at `tap` and before. The next run - 1 pixels, stride apart, lie alike in the
+# next windows, whose divisors are the same.
+cdef struct place:
+    isize count, window, tap, run
 
 
 cdef struct pooling:
@@ -27,10 +42,16 @@ cdef struct pooling:
     bint average, include_pad
     isize divisor_override
     isize rows_per_task, tasks_per_plane
-    # for each output column: code of its first pixel in the image, and its divisor
-    isize *first
+    # for each output column: code of its first pixel in the image (an integer of the
+    # element's size), and its divisor
+    void *tables                        # memory of what follows
+    char *first
     char *divisors                      # forward: divisors; backward: reciprocals
     isize *offset                       # from a window's corner, for each code
+    # backward: for each row and column of pixels the windows that hold it
+    axis down, across
+    place *row
+    place *column
 
 
 cdef inline bint stopped(const pooling *p, isize row, isize elements) noexcept nogil:
@@ -93,6 +114,78 @@ cdef inline void set_real(
         (<double *> to)[at] = value
 
 
+cdef inline void set_integer(
+    char *to, isize itemsize, isize at, isize value
+) noexcept nogil:
+    if itemsize == 4:
+        (<int32_t *> to)[at] = <int32_t> value
+    else:
+        (<int64_t *> to)[at] = value
+
+
 cdef inline isize planes_of(const pooling *p) noexcept nogil:
     """Planes (or images, channels last) that tasks share out."""
     return p.g.n * (1 if p.channels_last else p.g.c)
+
+
+cdef inline axis axis_of(
+    isize size, isize before, isize dilation, isize taps, isize stride, isize outs
+) noexcept nogil:
+    cdef axis a
+    a.size, a.before, a.dilation, a.taps = size, before, dilation, taps
+    a.stride, a.outs = stride, outs
+    a.tap_step = 1
+    while a.tap_step * dilation % stride:
+        a.tap_step += 1
+    a.window_step = a.tap_step * dilation // stride
+    return a
+
+
+cdef inline isize most_windows(const axis *a) noexcept nogil:
+    """Windows that one pixel lies in, at most."""
+    return ceil_div(a.taps, a.tap_step)
+
+
+cdef inline place place_of(const axis *a, isize at) noexcept nogil:
+    cdef place p
+    cdef isize tries
+    p.tap = min(a.taps - 1, (at + a.before) // a.dilation)
+    p.count, p.window, p.run = 0, 0, 1
+    for tries in range(min(a.tap_step, p.tap + 1)):
+        if (at + a.before - p.tap * a.dilation) % a.stride == 0:
+            p.window = (at + a.before - p.tap * a.dilation) // a.stride
+            if p.window < a.outs:
+                p.count = 1 + min(
+                    p.tap // a.tap_step, (a.outs - 1 - p.window) // a.window_step)
+            break
+        p.tap -= 1
+    return p
+
+
+cdef inline bint goes_on(
+    const axis *a, const place *p, const place *next_, const double *divisor
+) noexcept nogil:
+    """Whether a pixel lies in its windows as its neighbour in the windows before."""
+    cdef isize q, window
+    if p.count != next_.count:
+        return False
+    if p.count == 0:
+        return True
+    if p.tap != next_.tap or p.window + 1 != next_.window:
+        return False
+    for q in range(p.count):
+        window = p.window + q * a.window_step
+        if divisor[window] != divisor[window + 1]:
+            return False
+    return True
+
+
+cdef inline void find_places(
+    const axis *a, place *places, const double *divisor
+) noexcept nogil:
+    cdef isize at
+    for at in range(a.size - 1, -1, -1):
+        places[at] = place_of(a, at)
+        if at + a.stride < a.size and goes_on(
+                a, places + at, places + at + a.stride, divisor):
+            places[at].run = 1 + places[at + a.stride].run

@@ -170,7 +170,84 @@ def test_memory_shapes_are_distinct(bench):
     assert {shape.kind for shape in shapes} == {"conv", "max", "avg"}
 
 
-@pytest.mark.parametrize("name", ["ops", "small", "neighbour", "memory"])
+def test_nets_against_nobody(bench, tmp_path, capsys):
+    train = importlib.import_module("benchmarks.train")
+    record = tmp_path / "record.json"
+    arguments = ["--against", "", "--only", "lenet5", "--rounds", "1"]
+    arguments += ["--seconds", "0.0001", "--json", str(record)]
+    assert train.main(arguments) == 0
+    assert "lenet5 b64" in capsys.readouterr().out
+    rows = json.loads(record.read_text())["rows"]
+    assert [(row["batch"], row["train"]) for row in rows] == [
+        (64, True), (1, True), (1, False), (32, False)
+    ]  # fmt: skip
+    assert all(row["seconds"]["cnn_ext"]["best"] > 0 for row in rows)
+    assert train.main(["--only", "nothing"]) == 2
+    assert "no net 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("net", ["lenet5", "cifar-quick", "resnet20", "mobilenet-v2"])
+def test_pytorch_runs_the_same_net(bench, net):
+    pytest.importorskip("torch")
+    train = importlib.import_module("benchmarks.train")
+    ours, torch = (train.load(name, 1) for name in ("cnn_ext", "torch eager"))
+    errors = train.check_gradients(net, ours, torch)
+    assert all(errors[what] <= train.EXACT[what] for what in errors), errors
+    case = train.Case(net, 2, False)
+    outputs = [
+        runner.inference(case.model(), case.data()[0]).result()
+        for runner in (ours, torch, train.load("torch channels-last", 1))
+    ]
+    for y in outputs[1:]:
+        assert train.compare(outputs[0], y)["outputs"] < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_run_the_same_net(bench, engine):
+    pytest.importorskip("onnx")
+    pytest.importorskip(engine)
+    train = importlib.import_module("benchmarks.train")
+    for net in ("lenet5", "cifar-quick", "resnet20", "mobilenet-v2"):
+        case = train.Case(net, 2, False)
+        outputs = [
+            train.load(name, 1).inference(case.model(), case.data()[0]).result()
+            for name in ("cnn_ext", engine)
+        ]
+        assert train.compare(*outputs)["outputs"] < 1e-4, net
+
+
+def test_who_computes_another_net_is_not_timed(bench, monkeypatch, capsys):
+    train = importlib.import_module("benchmarks.train")
+    ours = importlib.import_module("benchmarks.nets.ours").Ours
+
+    class Other(ours):
+        name = "torch eager"
+
+        def inference(self, model, x):
+            return super().inference(model, x + np.float32(1))
+
+    def load(name, threads):
+        if name == "torch eager":
+            return Other(threads)
+        if name != "cnn_ext":
+            raise ImportError(f"No module named {name!r}")
+        return ours(threads)
+
+    monkeypatch.setattr(train, "load", load)
+    arguments = ["--only", "lenet5 b1", "--passes", "infer", "--rounds", "1"]
+    assert train.main([*arguments, "--seconds", "0"]) == 1
+    printed = capsys.readouterr().out
+    assert "torch eager WRONG" in printed and "skipped openvino" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")
+def test_peak_memory_of_a_net(bench):
+    train = importlib.import_module("benchmarks.train")
+    peak = train.peak_memory("cnn_ext", train.Case("lenet5", 64, True), 1)
+    assert 1e6 < peak["steps"] < peak["process"] < 1e9
+
+
+@pytest.mark.parametrize("name", ["ops", "train", "small", "neighbour", "memory"])
 def test_help(name):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
     # found in the folder where it is started, as by a user

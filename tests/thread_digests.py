@@ -11,6 +11,9 @@ import numpy as np
 from cases import KERNEL_SETS, THREADS, lay_out, machine
 
 from cnn_ext import functional as F
+from cnn_ext.layers import GELU, Add, BatchNorm2d, Parameter, ReLU, Tanh
+from cnn_ext.losses import CrossEntropy
+from cnn_ext.optimizers import Adam, clip_grad_norm
 
 
 def operators(dtype: str, order: str) -> dict:
@@ -75,6 +78,16 @@ def operators(dtype: str, order: str) -> dict:
             grad_y, image, gain, 3, **window
         ),
     }
+    for layer in (BatchNorm2d(19, dtype=dtype), GELU(), Tanh(), ReLU()):
+        calls[f"{layer!r}"] = lambda layer=layer: (
+            *layer.forward(image, train=True)[:1],
+            *layer.backward(image, layer.forward(image, train=True)[1])[:1],
+        )
+    calls["add"] = lambda: Add().forward((image, image))[0]
+    logits = rng.standard_normal((3000, 19)).astype(dtype)
+    labels = rng.integers(0, 19, 3000)
+    calls["cross-entropy"] = lambda: CrossEntropy()(logits, labels)[1]
+    calls["Adam"] = lambda: _step(logits)
     x, weight, error = (
         rng.standard_normal(shape).astype(dtype)
         for shape in ((130, 170), (90, 170), (130, 90))
@@ -86,6 +99,18 @@ def operators(dtype: str, order: str) -> dict:
         "linear_backward_bias": lambda: F.linear_backward_bias(error),
     }
     return calls
+
+
+def _step(values):
+    """Two steps of an optimiser on clipped gradients."""
+    parameters = [Parameter(values.copy()), Parameter(values[:7].copy())]
+    optimizer = Adam()
+    for _ in range(2):
+        for p in parameters:
+            p.grad = p.value**3
+        clip_grad_norm(parameters, 1.0)
+        optimizer.step(parameters)
+    return tuple(p.value for p in parameters)
 
 
 def digest(result) -> str:

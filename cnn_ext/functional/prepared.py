@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -69,7 +69,8 @@ class PreparedConv2d:
         """
         x, single = images(x, "x")
         check_shape(x, "x", self._geometry.x_shape)
-        same_dtype(self._weight, "weight", x=x)
+        if x.dtype is not self._weight.dtype:
+            same_dtype(self._weight, "weight", x=x)
         shape = self._geometry.y_shape
         if out is None:
             y = new_like(x, shape)

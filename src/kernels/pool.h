@@ -45,90 +45,242 @@ static inline void FN(store_codes)(void *to, int size, isize at, IVEC code, isiz
     }
 }
 
-static inline IVEC FN(load_codes)(const void *from, int size, isize at, isize n)
+/* Which of n codes are `code` */
+static inline FN(mask) FN(equal_codes)(const char *from, int size, isize at, isize n,
+                                       isize code)
 {
+    const char *p = from + at * size;
+#if VBYTES == 64
+    uint32_t lanes = n < LANES ? (1u << n) - 1 : (1u << LANES) - 1;
+    if (size == 1)
+        return (FN(mask))_mm_mask_cmpeq_epi8_mask(
+            (__mmask16)lanes, _mm_maskz_loadu_epi8((__mmask16)lanes, p),
+            _mm_set1_epi8((char)code));
+    return (FN(mask))_mm256_mask_cmpeq_epi16_mask(
+        (__mmask16)lanes, _mm256_maskz_loadu_epi16((__mmask16)lanes, p),
+        _mm256_set1_epi16((short)code));
+#else
     n = n < LANES ? n : LANES;
-    const char *p = (const char *)from + at * size;
     if (size == 1) {
         FN(codes8) narrow = {0};
         if (n == LANES) memcpy(&narrow, p, sizeof narrow);
         else memcpy(&narrow, p, (size_t)n);
         /* in two steps: compilers widen bytes to 32 bits one by one otherwise */
-        return __builtin_convertvector(__builtin_convertvector(narrow, FN(codes16)),
-                                       IVEC);
+        return (IVEC)(__builtin_convertvector(
+                          __builtin_convertvector(narrow, FN(codes16)), IVEC) ==
+                      (IREAL)code);
     }
     FN(codes16) narrow = {0};
-    memcpy(&narrow, p, (size_t)n * 2);
-    return __builtin_convertvector(narrow, IVEC);
+    if (n == LANES) memcpy(&narrow, p, sizeof narrow);
+    else memcpy(&narrow, p, (size_t)n * 2);
+    return (IVEC)(__builtin_convertvector(narrow, IVEC) == (IREAL)code);
+#endif
 }
 
+/* How many vectors share the walk through a window */
+#define SOME 4
+
+/* The window of `some` vectors of outputs from `at` on, n lanes in the last one */
+static inline __attribute__((always_inline)) void
+FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x,
+              const cnn_window *g, isize at, isize n, const int some)
+{
+    VEC best[SOME];
+    IVEC winner[SOME];
+    UNROLL for (int v = 0; v < some; v++) {
+        best[v] = FN(splat)(-(REAL)INFINITY);
+        winner[v] = (IVEC){0} + (IREAL)g->code;
+        if (g->first) {
+            IVEC first = {0};
+            isize lanes = n < LANES ? n : LANES;
+            memcpy(&first, (const IREAL *)g->first + at + v * LANES,
+                   (size_t)lanes * sizeof(REAL));
+            winner[v] += first;
+        }
+    }
+    for (isize r = 0; r < g->rows; r++) {
+        const REAL *row = x + at * g->lane + r * g->row_step;
+        IVEC code = (IVEC){0} + (IREAL)(g->code + r * g->code_row);
+        for (isize s = 0; s < g->cols; s++, code += 1)
+            UNROLL for (int v = 0; v < some; v++) {
+                VEC value = FN(load_lanes)(
+                    row + s * g->col_step + v * LANES * g->lane, g->lane, n);
+                FN(mask) wins = FN(wins)(value, best[v]);
+                best[v] = FN(blend)(wins, value, best[v]);
+                winner[v] = FN(blend_codes)(wins, code, winner[v]);
+            }
+    }
+    UNROLL for (int v = 0; v < some; v++) {
+        FN(store_lanes)(y + at + v * LANES, best[v], n);
+        if (argmax) FN(store_codes)(argmax, argmax_size, at + v * LANES, winner[v], n);
+    }
+}
+
+/* BLOCK(at, n, some) for `count` outputs, n lanes in each of `some` vectors */
+#define WALK(count)                                                               \
+    do {                                                                          \
+        isize at = 0;                                                             \
+        for (; at + SOME * LANES <= count; at += SOME * LANES)                    \
+            BLOCK(at, LANES, SOME);                                               \
+        for (; at + LANES <= count; at += LANES) BLOCK(at, LANES, 1);             \
+        if (at < count) BLOCK(at, count - at, 1);                                 \
+    } while (0)
+
 /* y = the first maximum of each window in row-major order; NaN wins, the last one */
-static void FN(max_window)(void *y_, void *argmax, int argmax_size, const void *x_,
+static void FN(max_window)(void *y_, void *argmax_, int argmax_size, const void *x_,
                            const cnn_window *g)
 {
-    REAL *y = y_;
-    const REAL *x = x_;
-    for (isize at = 0; at < g->count; at += LANES) {
-        isize n = g->count - at;
-        VEC best = FN(splat)(-(REAL)INFINITY);
-        IVEC winner = (IVEC){0} + (IREAL)g->code;
-        if (g->first)
-            for (isize i = 0; i < (n < LANES ? n : LANES); i++)
-                winner[i] += (IREAL)g->first[at + i];
-        for (isize r = 0; r < g->rows; r++) {
-            const REAL *row = x + at * g->lane + r * g->row_step;
-            IVEC code = (IVEC){0} + (IREAL)(g->code + r * g->code_row);
-            for (isize s = 0; s < g->cols; s++, code += 1) {
-                VEC value = FN(load_lanes)(row + s * g->col_step, g->lane, n);
-                IVEC wins = (IVEC)(value > best) | (IVEC)(value != value);
-                best = FN(select)(wins, value, best);
-                winner = (wins & code) | (~wins & winner);
-            }
+    for (isize i = 0; i < g->runs; i++) {
+        REAL *y = (REAL *)y_ + i * g->y_run;
+        const REAL *x = (const REAL *)x_ + i * g->x_run;
+        char *argmax = argmax_ ? (char *)argmax_ + i * g->code_run * argmax_size : 0;
+        if (g->lane == 1) {
+#define BLOCK(at, n, some)                                                        \
+    FN(max_block)(y, argmax, argmax_size, x, &w, at, n, some)
+            cnn_window w = *g;
+            w.lane = 1;
+            WALK(g->count);
+        } else if (g->lane == 2) {
+            cnn_window w = *g;
+            w.lane = 2;
+            WALK(g->count);
+#undef BLOCK
+        } else {
+#define BLOCK(at, n, some)                                                        \
+    FN(max_block)(y, argmax, argmax_size, x, g, at, n, some)
+            WALK(g->count);
+#undef BLOCK
         }
-        FN(store_lanes)(y + at, best, n);
-        if (argmax) FN(store_codes)(argmax, argmax_size, at, winner, n);
+    }
+}
+
+static inline __attribute__((always_inline)) void
+FN(sum_block)(REAL *y, const REAL *x, const cnn_window *g, VEC by, const REAL *lanes,
+              isize at, isize n, const int some)
+{
+    VEC sum[SOME];
+    UNROLL for (int v = 0; v < some; v++) sum[v] = (VEC){0};
+    for (isize r = 0; r < g->rows; r++) {
+        const REAL *row = x + at * g->lane + r * g->row_step;
+        for (isize s = 0; s < g->cols; s++)
+            UNROLL for (int v = 0; v < some; v++)
+                sum[v] += FN(load_lanes)(row + s * g->col_step + v * LANES * g->lane,
+                                         g->lane, n);
+    }
+    UNROLL for (int v = 0; v < some; v++) {
+        VEC divisor = by;
+        if (lanes) divisor *= FN(load_lanes)(lanes + at + v * LANES, 1, n);
+        FN(store_lanes)(y + at + v * LANES, sum[v] / divisor, n);
     }
 }
 
 /* y = sum of each window / divisor; with `lanes`, times each lane's own divisor */
 static void FN(sum_window)(void *y_, const void *x_, const cnn_window *g,
-                           double divisor, const void *lanes_)
+                           double divisor, const void *lanes)
 {
-    REAL *y = y_;
-    const REAL *x = x_, *lanes = lanes_;
-    for (isize at = 0; at < g->count; at += LANES) {
-        isize n = g->count - at;
-        VEC sum = {0}, by = FN(splat)((REAL)divisor);
-        for (isize r = 0; r < g->rows; r++) {
-            const REAL *row = x + at * g->lane + r * g->row_step;
-            for (isize s = 0; s < g->cols; s++)
-                sum += FN(load_lanes)(row + s * g->col_step, g->lane, n);
-        }
-        if (lanes) by *= FN(load_lanes)(lanes + at, 1, n);
-        FN(store_lanes)(y + at, sum / by, n);
+    VEC by = FN(splat)((REAL)divisor);
+    for (isize i = 0; i < g->runs; i++) {
+        REAL *y = (REAL *)y_ + i * g->y_run;
+        const REAL *x = (const REAL *)x_ + i * g->x_run;
+#define BLOCK(at, n, some) FN(sum_block)(y, x, &w, by, lanes, at, n, some)
+        cnn_window w = *g;
+        if (g->lane == 1) {
+            w.lane = 1;
+            WALK(g->count);
+        } else if (g->lane == 2) {
+            w.lane = 2;
+            WALK(g->count);
+        } else
+            WALK(g->count);
+#undef BLOCK
     }
 }
 
-/* grad_x = sum of the errors of the windows that this pixel won */
-static void FN(max_backward)(void *grad_x_, isize count, const void *grad_y_,
-                             const void *argmax, int argmax_size,
-                             const cnn_share *share, isize shares)
+/* The errors that reach `some` vectors of pixels; without argmax their shares */
+static inline __attribute__((always_inline)) void
+FN(gather_block)(VEC *sum, const REAL *grad_y, const char *argmax, int argmax_size,
+                 const cnn_share *share, isize shares, isize at, isize n,
+                 const int some)
 {
-    REAL *grad_x = grad_x_;
-    const REAL *grad_y = grad_y_;
-    for (isize at = 0; at < count; at += LANES) {
-        isize n = count - at;
-        VEC sum = {0};
-        for (isize q = 0; q < shares; q++) {
-            isize from = share[q].at + at;
-            VEC error = FN(load_lanes)(grad_y + from, 1, n);
-            IVEC code = FN(load_codes)(argmax, argmax_size, from, n);
-            IVEC won = (IVEC)(code == (IREAL)share[q].code);
-            sum += (VEC)(won & (IVEC)error);
+    UNROLL for (int v = 0; v < some; v++) sum[v] = (VEC){0};
+    for (isize q = 0; q < shares; q++) {
+        isize from = share[q].at + at;
+        if (argmax) {
+            UNROLL for (int v = 0; v < some; v++, from += LANES)
+                sum[v] = FN(add_where)(
+                    FN(equal_codes)(argmax, argmax_size, from, n, share[q].code),
+                    sum[v], FN(load_lanes)(grad_y + from, 1, n));
+        } else {
+            VEC scale = FN(splat)((REAL)share[q].scale);
+            UNROLL for (int v = 0; v < some; v++, from += LANES)
+                sum[v] += FN(load_lanes)(grad_y + from, 1, n) * scale;
         }
-        FN(store_lanes)(grad_x + at, sum, n);
     }
 }
+
+/* grad_x = sum of what reaches each pixel from the windows that hold it */
+static inline __attribute__((always_inline)) void
+FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_size,
+           const cnn_gather *g)
+{
+    for (isize i = 0; i < g->runs; i++) {
+        REAL *grad_x = (REAL *)grad_x_ + i * g->x_run;
+        const REAL *grad_y = (const REAL *)grad_y_ + i * g->y_run;
+        const char *argmax =
+            argmax_ ? (const char *)argmax_ + i * g->y_run * argmax_size : 0;
+        if (g->phases == 1) {
+#define BLOCK(at, n, some)                                                        \
+    do {                                                                          \
+        VEC sum[SOME];                                                            \
+        FN(gather_block)(sum, grad_y, argmax, argmax_size, g->share, g->shares[0],\
+                         at, n, some);                                            \
+        UNROLL for (int v = 0; v < some; v++)                                     \
+            FN(store_lanes)(grad_x + at + v * LANES, sum[v], n);                  \
+    } while (0)
+            WALK(g->count);
+#undef BLOCK
+            continue;
+        }
+        /* columns of several phases interleave; whole vectors of errors are there */
+        for (isize at = 0; at * g->phases < g->count; at += LANES) {
+            const cnn_share *share = g->share;
+            isize left = g->count - at * g->phases;
+            REAL *to = grad_x + at * g->phases;
+            VEC sum[2];
+            for (isize p = 0; p < g->phases; p++) {
+                FN(gather_block)(sum + (p & 1), grad_y, argmax, argmax_size, share,
+                                 g->shares[p], at, LANES, 1);
+                share += g->shares[p];
+                if (g->phases > 2)
+                    for (isize lane = 0; lane * g->phases + p < left && lane < LANES;
+                         lane++)
+                        to[lane * g->phases + p] = sum[p & 1][lane];
+            }
+            if (g->phases == 2) {
+                FN(store_lanes)(to, FN(zip_low)(sum[0], sum[1]), left);
+                if (left > LANES)
+                    FN(store_lanes)(to + LANES, FN(zip_high)(sum[0], sum[1]),
+                                    left - LANES);
+            }
+        }
+    }
+}
+
+static void FN(max_backward)(void *grad_x, const void *grad_y, const void *argmax,
+                             int argmax_size, const cnn_gather *g)
+{
+    if (argmax_size == 1)
+        FN(gather)(grad_x, grad_y, argmax, 1, g);
+    else
+        FN(gather)(grad_x, grad_y, argmax, 2, g);
+}
+
+static void FN(sum_backward)(void *grad_x, const void *grad_y, const cnn_gather *g)
+{
+    FN(gather)(grad_x, grad_y, 0, 1, g);
+}
+#undef WALK
+#undef SOME
 
 /* grad_x[p * step + offset[argmax[p]]] += grad_y[p]: strides leave few windows */
 static void FN(max_scatter)(void *grad_x_, isize step, isize count,
@@ -145,19 +297,16 @@ static void FN(max_scatter)(void *grad_x_, isize step, isize count,
             grad_x[p * step + offset[((const uint16_t *)argmax)[p]]] += grad_y[p];
 }
 
-/* grad_x = sum of this pixel's share in the errors of the windows that hold it */
-static void FN(sum_backward)(void *grad_x_, isize count, const void *grad_y_,
-                             const cnn_share *share, isize shares)
+/* dst[p] = src[p] * scale * scales[p] */
+static void FN(scale_row)(void *dst_, const void *src_, isize count, double scale,
+                          const void *scales_)
 {
-    REAL *grad_x = grad_x_;
-    const REAL *grad_y = grad_y_;
+    REAL *dst = dst_;
+    const REAL *src = src_, *scales = scales_;
     for (isize at = 0; at < count; at += LANES) {
         isize n = count - at;
-        VEC sum = {0};
-        for (isize q = 0; q < shares; q++)
-            sum += FN(load_lanes)(grad_y + share[q].at + at, 1, n) *
-                   (REAL)share[q].scale;
-        FN(store_lanes)(grad_x + at, sum, n);
+        VEC value = FN(load_lanes)(src + at, 1, n) * (REAL)scale;
+        FN(store_lanes)(dst + at, value * FN(load_lanes)(scales + at, 1, n), n);
     }
 }
 

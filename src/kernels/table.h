@@ -134,7 +134,10 @@ typedef struct {
     isize rows, cols;
     isize row_step, col_step; /* in x, from one pixel of the window to the next */
     isize code, code_row;     /* position of the first pixel, of the next row's */
-    const isize *first;       /* added to code for each output, where it is not NULL */
+    const void *first;        /* added to code for each output, where it is not NULL:
+                                 integers of the element's size */
+    isize runs;               /* all of that so many times, */
+    isize x_run, y_run, code_run;   /* each so many elements (codes) further */
 } cnn_window;
 
 /* One gradient that reaches an input pixel, from the window `at` elements on. */
@@ -154,6 +157,15 @@ typedef struct {
 } cnn_cross_entropy;
 
 enum { CNN_SGD, CNN_ADAM, CNN_RMSPROP, CNN_UPDATES };
+
+/* `count` neighbouring pixels, `runs` times, and what reaches them. With phases, every
+ * phases-th of them has the same shares, and the errors are one for each of those. */
+typedef struct {
+    isize count, phases;
+    const cnn_share *share;
+    const isize *shares;      /* for each phase */
+    isize runs, x_run, y_run; /* elements from run to run */
+} cnn_gather;
 
 /* Winograd's minimal filtering F(m x m, r x r) on patches of CNN_POINTS^2 pixels.
  *
@@ -249,13 +261,13 @@ typedef struct {
                        const cnn_window *);
     void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,
                        const void *lanes);
-    void (*max_backward)(void *grad_x, isize count, const void *grad_y,
-                         const void *argmax, int argmax_size, const cnn_share *,
-                         isize shares);
+    void (*max_backward)(void *grad_x, const void *grad_y, const void *argmax,
+                         int argmax_size, const cnn_gather *);
     void (*max_scatter)(void *grad_x, isize step, isize count, const void *grad_y,
                         const void *argmax, int argmax_size, const isize *offset);
-    void (*sum_backward)(void *grad_x, isize count, const void *grad_y,
-                         const cnn_share *, isize shares);
+    void (*sum_backward)(void *grad_x, const void *grad_y, const cnn_gather *);
+    void (*scale_row)(void *dst, const void *src, isize count, double scale,
+                      const void *scales);
     void (*sum_spread)(void *row, isize step, isize cols, isize count,
                        const void *grad_y, double scale, const void *scales);
     void (*add_row)(void *dst, const void *src, isize count);

@@ -111,6 +111,65 @@ static inline double FN(sum_lanes)(VEC v)
     return total;
 }
 
+/* What a comparison gives: a bit a lane where there are mask registers. */
+#if VBYTES == 64 && FLOAT_BITS == 32
+typedef __mmask16 FN(mask);
+#define CMP(a, b, how) _mm512_cmp_ps_mask((__m512)(a), (__m512)(b), how)
+#define BLEND(m, yes, no) _mm512_mask_blend_ps(m, (__m512)(no), (__m512)(yes))
+#define BLEND_CODES _mm512_mask_blend_epi32
+#define ADD_WHERE(m, a, b) _mm512_mask_add_ps((__m512)(a), m, (__m512)(a), (__m512)(b))
+#elif VBYTES == 64
+typedef __mmask8 FN(mask);
+#define CMP(a, b, how) _mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), how)
+#define BLEND(m, yes, no) _mm512_mask_blend_pd(m, (__m512d)(no), (__m512d)(yes))
+#define BLEND_CODES _mm512_mask_blend_epi64
+#define ADD_WHERE(m, a, b)                                                        \
+    _mm512_mask_add_pd((__m512d)(a), m, (__m512d)(a), (__m512d)(b))
+#else
+typedef IVEC FN(mask);
+#endif
+
+/* whether value is more than best, or NaN */
+static inline FN(mask) FN(wins)(VEC value, VEC best)
+{
+#if VBYTES == 64
+    return (FN(mask))(CMP(value, best, _CMP_GT_OQ) | CMP(value, value, _CMP_UNORD_Q));
+#else
+    return (IVEC)(value > best) | (IVEC)(value != value);
+#endif
+}
+
+static inline VEC FN(blend)(FN(mask) mask, VEC yes, VEC no)
+{
+#if VBYTES == 64
+    return (VEC)BLEND(mask, yes, no);
+#else
+    return FN(select)(mask, yes, no);
+#endif
+}
+
+static inline IVEC FN(blend_codes)(FN(mask) mask, IVEC yes, IVEC no)
+{
+#if VBYTES == 64
+    return (IVEC)BLEND_CODES(mask, (__m512i)no, (__m512i)yes);
+#else
+    return (mask & yes) | (~mask & no);
+#endif
+}
+
+static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
+{
+#if VBYTES == 64
+    return (VEC)ADD_WHERE(mask, sum, value);
+#else
+    return sum + (VEC)(mask & (IVEC)value);
+#endif
+}
+#undef CMP
+#undef BLEND
+#undef BLEND_CODES
+#undef ADD_WHERE
+
 /* a0 b0 a1 b1 ... of the lower and of the upper halves; even and odd lanes */
 #if VBYTES / (FLOAT_BITS / 8) == 2
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 2)

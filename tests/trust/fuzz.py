@@ -1,7 +1,7 @@
 """Random and mutated input for operators, readers and the command line.
 
 Usage, from the folder tests: python -m trust.fuzz TARGET COUNT [SEED]
-with TARGET one of operators, idx, npz, model, cli, or all;
+with TARGET one of operators, augment, idx, npz, model, run, cli, or all;
 or, guided by coverage, where atheris is installed:
                               python -m trust.fuzz --atheris TARGET COUNT [SEED]
 
@@ -31,6 +31,7 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
+from trust import fuzz_training
 
 import cnn_ext
 from cnn_ext import cli, data
@@ -251,6 +252,8 @@ def _seeds(target: str) -> list[bytes]:
             cnn_ext.save(model, WORK / "seed")
             found.append((WORK / "seed").read_bytes())
         return found
+    if target == "run":
+        return fuzz_training.runs(WORK)
     return [b""]
 
 
@@ -294,7 +297,8 @@ def _mutated_model(rng: random.Random, raw: bytes) -> bytes:
     header = json.loads(raw[8 : 8 + length])
     inside = json.loads(header["__metadata__"]["cnn_ext"])
     for _ in range(1 + rng.randrange(3)):
-        _change(rng, rng.choice((header, inside, inside)))
+        training = inside.get("training", inside)
+        _change(rng, rng.choice((header, inside, training, training)))
     if isinstance(header.get("__metadata__"), dict):
         header["__metadata__"]["cnn_ext"] = json.dumps(inside)
     text = json.dumps(header).encode()
@@ -336,6 +340,14 @@ def npz(raw: bytes) -> None:
     data.npz(_file("npz", raw))
 
 
+def run(raw: bytes) -> None:
+    fuzz_training.resume(_file("run", raw))
+
+
+def augment(raw: bytes) -> None:
+    fuzz_training.augmentation(Source(raw), ODD, _array)
+
+
 def model(raw: bytes) -> None:
     """A model that is read also runs, on an input that fits if there is one."""
     loaded = cnn_ext.load(_file("model", raw))
@@ -375,10 +387,13 @@ def command(raw: bytes) -> None:
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[type[Exception], ...]]] = {
     "operators": (operators, (TypeError, ValueError, MemoryError)),
+    "augment": (augment, (TypeError, ValueError, MemoryError)),
     "idx": (idx, (data.DataError,)),
     "npz": (npz, (data.DataError,)),
     # what loads may still not run: its layers are asked with an input of their shape
     "model": (model, (cnn_ext.CheckpointError,)),
+    # a rate or a state that was changed, but is sound, may make a run diverge
+    "run": (run, (cnn_ext.CheckpointError, FloatingPointError)),
     "cli": (command, ()),
 }
 
@@ -405,9 +420,9 @@ def inputs(target: str, count: int, seed: int) -> Any:
     rng, seeds = random.Random(seed), _seeds(target)
     yield from seeds
     for _ in range(count - len(seeds)):
-        if target in ("operators", "cli"):
+        if target in ("operators", "augment", "cli"):
             yield rng.randbytes(64)
-        elif target == "model" and rng.random() < 0.7:
+        elif target in ("model", "run") and rng.random() < 0.7:
             yield _mutated_model(rng, rng.choice(seeds))
         else:
             yield mutated(rng, rng.choice(seeds))

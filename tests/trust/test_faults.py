@@ -89,9 +89,7 @@ def test_ctrl_c_ends_training_with_whole_steps(large, delay):
 
 
 @pytest.mark.skipif(not POSIX, reason="sends the signal as POSIX does")
-@pytest.mark.parametrize(
-    "size, kind", [(2e7, "winograd"), (4e7, "one plane, 3x3")]
-)
+@pytest.mark.parametrize("size, kind", [(2e7, "winograd"), (4e7, "one plane, 3x3")])
 def test_ctrl_c_ends_a_long_call(size, kind):
     said = run("-m", "trust.interrupts", str(size), kind, OMP_NUM_THREADS="1").stdout
     assert "worst" in said
@@ -376,3 +374,27 @@ def test_what_vanishes_in_mid_training(tmp_path, which):
         assert program.returncode == 2
         assert err.startswith("cnn-ext: ") and err.count("\n") == 1, err
         assert "No such file" in err
+
+
+# -- the environment -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("CNN_EXT_NUM_THREADS", "many", "must be an integer of at least 1, got 'many'"),
+        ("CNN_EXT_NUM_THREADS", "0", "must be an integer of at least 1, got '0'"),
+        ("CNN_EXT_ISA", "x87", "kernel set 'x87' does not run here; this build"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_of_the_command(tmp_path, name, value, message):
+    """The package cannot be imported then, not even by its own command."""
+    script = tmp_path / "cnn-ext"
+    script.write_text(CLI)
+    for words in ((script, "info"), ("-m", "cnn_ext.cli", "info", "x")):
+        done = run(*words, status=2, **{name: value})
+        assert done.stdout == ""
+        assert done.stderr.startswith(f"cnn-ext: {name}") and message in done.stderr
+        assert done.stderr.count("\n") == 1
+    done = run("-c", "import cnn_ext", status=1, **{name: value})
+    assert f"ValueError: {name}" in done.stderr

@@ -14,16 +14,18 @@ pytestmark = pytest.mark.skipif(
 
 COUNTS = {
     "operators": 60_000,
+    "augment": 12_000,
     "idx": 12_000,
     "npz": 12_000,
     "model": 12_000,
+    "run": 12_000,
     "cli": 4000,
 }
 
 
 @pytest.mark.parametrize("target", COUNTS)
 def test_inputs_end_in_a_result_or_in_one_error(target):
-    count = COUNTS[target] // (20 if target != "cli" else 40)
+    count = COUNTS[target] // (40 if target in ("run", "cli") else 20)
     said = run("-m", "trust.fuzz", target, str(count), "0", CNN_EXT_NUM_THREADS="1")
     assert said.stdout.startswith(f"{target}: ")
 
@@ -38,7 +40,9 @@ def test_a_hundred_thousand_inputs(target):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["operators", "idx", "npz", "model"])
+@pytest.mark.parametrize(
+    "target", ["operators", "augment", "idx", "npz", "model", "run"]
+)
 def test_inputs_guided_by_coverage(target):
     pytest.importorskip("atheris")
     run(
