@@ -155,8 +155,9 @@ def fit(
             layer.rng = progress.rng  # type: ignore[attr-defined]
         if resume is not None:
             progress.resume(resume)
-        while progress.run.epoch < epochs and progress.run.history.stopped is None:
-            trainer.epoch(x, target)
+        with trainer.interrupts:
+            while progress.run.epoch < epochs and progress.run.history.stopped is None:
+                trainer.epoch(x, target)
     finally:
         trainer.keep_gradients()
         for layer in borrowers:
@@ -207,6 +208,7 @@ class _Trainer:
         self.named = list(self.run.model.named_parameters())
         self.parameters = [parameter for _, parameter in self.named]
         self.room: np.ndarray | None = None
+        self.interrupts = _Interrupts()
 
     def batch(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return these samples, in memory that the next batch takes over."""
@@ -304,8 +306,7 @@ class _Trainer:
                     clip_grad_value(self.parameters, self.clip_value)
                 if self.clip_norm is not None:
                     clip_grad_norm(self.parameters, self.clip_norm)
-                with _uninterrupted():
-                    optimizer.step(self.parameters)
+                self.interrupts.hold(optimizer.step, self.parameters)
             there.close()
         run.step += 1
         run.loss = value
@@ -466,23 +467,43 @@ def _check_finite(x: np.ndarray, name: str) -> None:
             raise ValueError(f"{name}: x contains {value}, first in sample {i}")
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done."""
-    previous = signal.getsignal(signal.SIGINT)
-    # Signals only interrupt the main thread; a handler that is None was not installed
-    # by Python, and could not be put back.
-    if threading.current_thread() is not threading.main_thread() or previous is None:
-        yield
-        return
-    pending: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if pending:
-        signal.raise_signal(signal.SIGINT)
+class _Interrupts:
+    """Ctrl-C while a model is trained: at once, but not within `hold`."""
+
+    def __init__(self) -> None:
+        self._previous: Any = None
+        self._holding = self._pending = False
+
+    def __enter__(self) -> _Interrupts:
+        # Signals only interrupt the main thread; what is no function is not Python's
+        # handler, and needs no holding back: it does nothing, or ends the process.
+        previous = signal.getsignal(signal.SIGINT)
+        main = threading.current_thread() is threading.main_thread()
+        if main and callable(previous):
+            self._previous = previous
+            signal.signal(signal.SIGINT, self._came)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous and signal.getsignal(signal.SIGINT) == self._came:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _came(self, number: int, frame: Any) -> None:
+        if self._holding:
+            self._pending = True
+        else:
+            self._previous(number, frame)
+
+    def hold(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function, and only then do what Ctrl-C asks for."""
+        self._holding = True
+        try:
+            function(*arguments)
+        finally:
+            self._holding = False
+            if self._pending:
+                self._pending = False
+                self._previous(signal.SIGINT, None)
 
 
 @contextmanager

@@ -68,19 +68,7 @@ class Plan:
         self.memory = self.layout.nbytes + ALIGNMENT
         self.steps = [*program.forward, *program.backward]
         self.turn = len(program.forward)
-        self.reading_x = [
-            k
-            for k, step in enumerate(self.steps)
-            if any(value.root is program.x for value in step.reads)
-        ]
-        self.values_of_x = {
-            value
-            for k in self.reading_x
-            for value in self.steps[k].reads
-            if value.root is program.x
-        }
-        everything = range(self.turn, len(self.steps))
-        self._everything = list(everything)
+        self._everything = list(range(self.turn, len(self.steps)))
         self._for_parameters = self._needed(program.gradients.values())
         self._parameters = _parameters(model)
 

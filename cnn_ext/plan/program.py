@@ -75,6 +75,12 @@ class Value:
         n, c, h, w = self.shape
         return flat.reshape(n, h, w, c).transpose(0, 3, 1, 2)
 
+    def seen_in(self, root: np.ndarray) -> np.ndarray:
+        """The array of this value, where that of its root is given."""
+        if self.base is None or self.view is None:
+            return root
+        return self.view(self.base.seen_in(root))
+
     def __repr__(self) -> str:
         return f"Value({self.name}, {self.shape}, {self.dtype}, {self.source})"
 
@@ -130,11 +136,6 @@ class Step:
         given = (a for a in self.args if isinstance(a, Value))
         return (*(a for a in given if a.root not in written), *self.holds)
 
-    def bound(self, place: Callable[[Any], Any]) -> tuple[Any, tuple]:
-        """The call itself: the function, and arrays in the place of values."""
-        args = (place(a) if isinstance(a, (Value, Slot)) else a for a in self.args)
-        return self.function, tuple(args)
-
 
 class Program:
     """All steps of a plan in order, as they are being written down.
@@ -167,6 +168,10 @@ class Program:
         self.y: Value | Slot | None = None
         self.grad_y: Value | None = None
         self.grad_x: Value | None = None
+
+    def is_x(self, what: Any) -> bool:
+        """Whether an argument of a step is the input, or a view of it."""
+        return isinstance(what, Value) and what.root is self.x
 
     def turn_back(self) -> None:
         """What is written down from now on goes back."""

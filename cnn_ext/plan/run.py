@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_ext.plan.arena import allocate
-from cnn_ext.plan.program import Slot
+from cnn_ext.plan.program import Slot, Value
 
 if TYPE_CHECKING:
     from cnn_ext.plan import Plan
@@ -49,37 +49,41 @@ class Workspace:
             value: getattr(layer, key).value
             for (layer, key), value in program.parameters.items()
         }
-        self._y = self._array(program.y)
-        self._grad_y = self._array(program.grad_y)
-        self.grad_x = self._array(program.grad_x)
-        self.grads = {name: self._array(v) for name, v in program.gradients.items()}
-        self._calls: list[Any] = [
-            None if k in plan.reading_x else step.bound(self._array)
-            for k, step in enumerate(plan.steps)
-        ]
+        self._y = self._place(program.y)
+        self._grad_y = self._place(program.grad_y)
+        self.grad_x = self._place(program.grad_x)
+        self.grads = {name: self._place(v) for name, v in program.gradients.items()}
+        self._calls: list[Any] = []
+        # number of the call, function, arguments, and which of them are x, or views
+        self._with_x: list[tuple[int, Any, list[Any], list[tuple[int, Value]]]] = []
+        for k, step in enumerate(plan.steps):
+            places = [(i, a) for i, a in enumerate(step.args) if program.is_x(a)]
+            args = [None if program.is_x(a) else self._place(a) for a in step.args]
+            if places:
+                self._with_x.append((k, step.function, args, places))
+            self._calls.append(None if places else (step.function, tuple(args)))
         self._slots = [a for a in self._arrays.values() if isinstance(a, list)]
 
-    def _array(self, value: Any) -> Any:
-        """The array of a value; of a slot, a list of one item."""
-        if value is None:
-            return None
-        if value not in self._arrays:
-            if isinstance(value, Slot):
-                self._arrays[value] = [None]
-            elif value.base is not None:
-                self._arrays[value] = value.view(self._array(value.base))
+    def _place(self, what: Any) -> Any:
+        """The array of a value; of a slot, a list of one item; a constant itself."""
+        if not isinstance(what, (Value, Slot)):
+            return what
+        if what not in self._arrays:
+            if isinstance(what, Slot):
+                self._arrays[what] = [None]
+            elif what.base is not None:
+                self._arrays[what] = what.seen_in(self._place(what.root))
             else:
-                offset = self.plan.layout.offsets[value]
-                self._arrays[value] = value.array_in(self._memory, offset)
-        return self._arrays[value]
+                offset = self.plan.layout.offsets[what]
+                self._arrays[what] = what.array_in(self._memory, offset)
+        return self._arrays[what]
 
     def _bind_x(self, x: np.ndarray) -> None:
-        plan = self.plan
-        for value in plan.values_of_x:
-            self._arrays.pop(value, None)
-        self._arrays[plan.program.x] = self._x = x
-        for k in plan.reading_x:
-            self._calls[k] = plan.steps[k].bound(self._array)
+        self._x = x
+        for k, function, args, places in self._with_x:
+            for i, value in places:
+                args[i] = value.seen_in(x)
+            self._calls[k] = function, tuple(args)
 
     def forward(self, x: np.ndarray) -> Any:
         """Take all steps forward; return y, which lies in this workspace."""
@@ -107,11 +111,11 @@ class Workspace:
     def let_go(self) -> None:
         """Forget what is the caller's: x, and what layers have saved."""
         if self._x is not None:
-            for value in self.plan.values_of_x:
-                self._arrays.pop(value, None)
-            for k in self.plan.reading_x:
-                self._calls[k] = None
             self._x = None
+            for k, _, args, places in self._with_x:
+                self._calls[k] = None
+                for i, _ in places:
+                    args[i] = None
         for slot in self._slots:
             slot[0] = None
 

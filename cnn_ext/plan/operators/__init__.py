@@ -70,6 +70,6 @@ _STRIDED = (convolution, separable, concat)
 def write(p: Program, op: Operation, inputs: list[Value]) -> tuple[Any, Back]:
     """Write down the steps of one operation."""
     known = _OPERATORS.get(type(op.layer), opaque)
-    if known not in _STRIDED and any(value.root is p.x for value in inputs):
+    if known not in _STRIDED and any(map(p.is_x, inputs)):
         p.strided_x = False
     return known(p, op, inputs)
