@@ -235,7 +235,7 @@ cdef inline isize tile_rows(const cnn_gradient_kernel *kernels, isize rows) noex
     """Rows of the kernel that begins `rows` rows: with the next one, few are idle."""
     cdef const cnn_gradient_kernel *k = kernels
     cdef const cnn_gradient_kernel *after
-    cdef isize most = kernels.rows, best = 0, idle = 3 * most, left, covered
+    cdef isize most = kernels.rows, best = 0, idle = 3 * most, covered
     if rows >= 2 * most:
         return 0
     while k.rows > 0:

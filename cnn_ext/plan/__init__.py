@@ -57,12 +57,15 @@ class Plan:
         *,
         input_gradient: bool = False,
         repeat: bool = False,
+        frozen: bool = False,
         idle: Idle | None = None,
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.train, self.input_gradient = train, input_gradient
         self.idle = Idle() if idle is None else idle
-        self.program = program = compiled(model, shape, dtype, train, input_gradient)
+        self.program = program = compiled(
+            model, shape, dtype, train, input_gradient, frozen
+        )
         self.opaque = tuple(program.opaque)
         self.layout = lay_out(program, repeat)
         self.memory = self.layout.nbytes + ALIGNMENT
