@@ -11,6 +11,7 @@ from libc.stdlib cimport free, malloc
 
 from algorithms cimport choose, choose_gradient, correlate, weight_gradient
 from boxes cimport tap_list
+from channel_sums cimport sum_channels
 from correlate cimport DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
@@ -19,7 +20,7 @@ from kernels cimport (
     CNN_LINEAR, CNN_RELU, CNN_RUNTIME, cnn_runtime, isize, kernels_for,
 )
 from weight_gradient cimport (
-    exchange, exchange_pays, gradient_of_weight, join_rows, sum_channels,
+    exchange, exchange_pays, gradient_of_weight, join_rows,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
