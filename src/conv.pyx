@@ -14,6 +14,7 @@ from algorithms cimport (
     weight_gradient,
 )
 from boxes cimport tap_list
+from channel_sums cimport sum_channels
 from correlate cimport COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
 from depthwise cimport correlate_depthwise
 from geometry cimport (
@@ -23,7 +24,7 @@ from kernels cimport (
     CNN_LINEAR, CNN_RELU, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
 from weight_gradient cimport (
-    exchange, exchange_pays, gradient_of_weight, join_rows, sum_channels,
+    exchange, exchange_pays, gradient_of_weight, join_rows,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
