@@ -289,8 +289,9 @@ class Model:
                 "backward needs a forward(x, train=True) before it, one for each"
             )
         run, single = self._pending
+        self._checked_grad(grad_y, run.y[0] if single else run.y)
+        self._pending = None  # on its way back the run uses up what was saved
         grad_x, grads = self._taken_back(run, grad_y, single, True)
-        self._pending = None
         for name, parameter in self.named_parameters():
             parameter.grad = grads[name]
         assert grad_x is not None

@@ -551,6 +551,14 @@ def test_parameters_are_read_anew():
         model(x)
 
 
+def test_a_plan_in_hand_says_when_it_is_stale():
+    model = Sequential(Linear(2, 3), input_shape=(2,))
+    plan = model.plan((4, 2))
+    model.layers["0"].weight.value = np.ones((5, 2), np.float32)
+    with pytest.raises(RuntimeError, match="ask the model for a plan again"):
+        plan.start(np.ones((4, 2), np.float32))
+
+
 def test_folded_normalisation_follows_its_values():
     model = zoo.build("resnet20", seed=0).astype(np.float64)
     x = _images(model, 2)
@@ -646,6 +654,25 @@ def test_errors_name_the_layer(what, kind, message):
             model.forward(x, train=train)
     model = Sequential(Linear(2, 3), Linear(3, 1))
     model(x)
+
+
+def test_an_interrupted_way_back_is_not_gone_again():
+    class Fails(Scale):
+        def backward(self, grad_y, saved):
+            raise KeyboardInterrupt
+
+    model = Sequential(Fails(3), ReLU(), input_shape=(3,))
+    x = np.ones((2, 3))
+    y = model.forward(x, train=True)
+    with pytest.raises(KeyboardInterrupt):
+        model.backward(y)
+    with pytest.raises(RuntimeError, match="needs a forward"):
+        model.backward(y)
+    model.forward(x, train=True)
+    with pytest.raises(ValueError, match="grad_y has shape"):
+        model.backward(y[:1])
+    with pytest.raises(KeyboardInterrupt):
+        model.backward(y)
 
 
 def test_a_last_layer_may_return_anything():

@@ -1,8 +1,7 @@
 """Linear maps: convolutions with one tap of images of one row.
 
-Which of the two operands are the pixels is a matter of speed: forward, and in the
-gradient of the weights, the rows of x; in the gradient of x, and in that of the weights
-where rows or outputs are few, the columns. A single row has passes of its own.
+Pixels are the rows of x; in the gradient of x the columns of the weights, which so need
+no packing. A single row has passes of its own.
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ __all__ = [
     "linear_backward_weight",
 ]
 
-# Below this many rows or columns vectors over them stay half empty.
-_FEW = 16
-
 
 def as_row(x: Array) -> Array:
     """A matrix as one image: a pixel a row."""
@@ -38,11 +34,6 @@ def as_planes(x: Array) -> Array:
 def as_filters(x: Array) -> Array:
     """A matrix as filters of one tap: a filter a row."""
     return x[:, :, None, None]
-
-
-def by_columns(n: int, k: int) -> bool:
-    """Whether pixels are columns of x in the gradient of the weights."""
-    return n < _FEW or k < _FEW
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -120,10 +111,6 @@ def linear_backward_weight(grad_y: Array, x: Array) -> Array:
     grad_weight = np.zeros((k, c), x.dtype)
     if n == 1:
         _row.backward_weight(contiguous(grad_y), contiguous(x), grad_weight)
-    elif n and by_columns(n, k):
-        g = ConvGeometry.of((1, n, 1, c), (k, n, 1, 1))
-        filters = as_filters(np.ascontiguousarray(grad_y.T))
-        _conv.conv2d(g, as_planes(x), filters, None, as_planes(grad_weight))
     elif n:
         g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
         rows = as_row(grad_y), as_row(x)

@@ -25,8 +25,14 @@ IDLE_COUNT = 8
 IDLE_BYTES = 64 << 20
 
 
-class StalePlanError(Exception):
+class StalePlanError(RuntimeError):
     """A layer's parameters are no longer what the plan was made for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a parameter was replaced by one of another shape, dtype or memory order: "
+            "ask the model for a plan again"
+        )
 
 
 class Workspace:

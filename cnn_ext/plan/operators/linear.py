@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from cnn_ext import _conv, _row
 from cnn_ext._geometry import ConvGeometry
-from cnn_ext.functional.linear import as_filters, as_planes, as_row, by_columns
+from cnn_ext.functional.linear import as_filters, as_planes, as_row
 from cnn_ext.plan.fusion import Operation
 from cnn_ext.plan.operators.base import Back, weight_and_bias
 from cnn_ext.plan.operators.elementwise import stopped
@@ -62,21 +60,11 @@ def _linear_weight(p: Program, layer: Any, grad_y: Value, x: Value) -> None:
     what = "linear_backward_weight"
     if n == 1:
         p.do_gradient(what, _row.backward_weight, (grad_y, x), layer, "weight")
-    elif by_columns(n, k):
-        turned = p.value((k, n), f"{grad_y.name}, transposed")
-        p.do("transpose", _transpose, grad_y, turned, writes=(turned,))
-        g = ConvGeometry.of((1, n, 1, c), (k, n, 1, 1))
-        args = g, planes_of(x), filters_of(turned), None
-        p.do_gradient(what, _conv.conv2d, args, layer, "weight", as_planes)
     else:
         g = ConvGeometry.of((1, c, 1, n), (k, c, 1, 1))
         pixels = g, pixels_of(grad_y), pixels_of(x)
         weight_pass = _conv.conv2d_backward_weight
         p.do_gradient(what, weight_pass, pixels, layer, "weight", as_filters)
-
-
-def _transpose(x: np.ndarray, y: np.ndarray) -> None:
-    y[...] = x.T
 
 
 def pixels_of(x: Value) -> Value:
