@@ -145,10 +145,10 @@ cdef inline isize most_windows(const axis *a) noexcept nogil:
 
 cdef inline place place_of(const axis *a, isize at) noexcept nogil:
     cdef place p
-    cdef isize tries
+    cdef isize _tries
     p.tap = min(a.taps - 1, (at + a.before) // a.dilation)
     p.count, p.window, p.run = 0, 0, 1
-    for tries in range(min(a.tap_step, p.tap + 1)):
+    for _tries in range(min(a.tap_step, p.tap + 1)):
         if (at + a.before - p.tap * a.dilation) % a.stride == 0:
             p.window = (at + a.before - p.tap * a.dilation) // a.stride
             if p.window < a.outs:

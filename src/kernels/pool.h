@@ -331,7 +331,7 @@ static void FN(max_scatter)(void *grad_x_, isize step, isize count,
             grad_x[p * step + offset[((const uint16_t *)argmax)[p]]] += grad_y[p];
 }
 
-/* Rows of `bytes` each; for short ones calls of memcpy would cost more than they move */
+/* Rows of `bytes` each; calls of memcpy would cost more than short ones */
 static void FN(copy_rows)(void *dst_, isize dst_row, const void *src_, isize src_row,
                           isize rows, isize bytes)
 {
