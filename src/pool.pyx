@@ -30,7 +30,8 @@ cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
 
 # Elements that a task makes, about; windows of a pixel that a gather in planes adds up
-# (its time grows with them, a scatter's does not), and bytes that it copies, at most.
+# (its time grows with them, a scatter's does not: 4x64x28x28 with stride 1, gather and
+# scatter, 5x5 417 and 593 us, 7x7 768 and 575 us), and bytes that it copies, at most.
 cdef enum:
     TASK_ELEMENTS = 16384
     MANY_TERMS = 64
