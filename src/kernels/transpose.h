@@ -93,6 +93,32 @@ static void FN(copy)(void *dst_, isize dst_row, isize dst_col, const void *src_,
         FN(transpose)(dst, dst_col, src, src_row, rows, cols);
     } else if (rows > 1 && dst_col == 1 && src_row == 1) {
         FN(transpose)(dst, dst_row, src, src_col, cols, rows);
+    } else if (dst_col == 1 && src_col == 2) { /* every other column */
+        for (isize i = 0; i < rows; i++) {
+            const REAL *from = src + i * src_row;
+            REAL *to = dst + i * dst_row;
+            isize j = 0;
+            /* not to the end: the element behind the last one may not be there */
+            for (; j + LANES < cols; j += LANES)
+                FN(store)(to + j, FN(even)(FN(load)(from + 2 * j),
+                                           FN(load)(from + 2 * j + LANES)));
+            for (; j < cols; j++) to[j] = from[2 * j];
+        }
+    } else if (rows > 1 && cols > 1 && src_col == 1 && dst_row < dst_col) {
+        /* to planes with gaps between columns: line by line of dst */
+        for (isize i = 0; i < rows; i += LANES)
+            for (isize j = 0; j < cols; j += LANES) {
+                isize high = rows - i < LANES ? rows - i : LANES;
+                isize wide = cols - j < LANES ? cols - j : LANES;
+                VEC block[LANES];
+                REAL line[LANES];
+                FN(load_block)(block, src + i * src_row + j, src_row, high, wide);
+                for (isize q = 0; q < wide; q++) {
+                    REAL *to = dst + i * dst_row + (j + q) * dst_col;
+                    FN(store)(line, block[q]);
+                    for (isize p = 0; p < high; p++) to[p * dst_row] = line[p];
+                }
+            }
     } else {
         for (isize i = 0; i < rows; i++)
             for (isize j = 0; j < cols; j++)
