@@ -1,4 +1,4 @@
-"""cnn_ext itself: the plan that `fit` runs, and models called on arrays."""
+"""cnn_ext itself: the plan that `fit` runs, and frozen models for inference."""
 
 from __future__ import annotations
 
