@@ -36,7 +36,9 @@ static void FN(cross_entropy)(void *grad_y_, void *losses_, const void *y_,
                 for (isize lane = n; lane < LANES; lane++) e[lane] = 0;
             sum += e;
         }
-        const double total = FN(sum_lanes)(sum), log_total = log(total);
+        /* the largest adds 1: the difference is exact, and unlike log's the symbol of
+         * log1p is as old as the wheels' glibc */
+        const double total = FN(sum_lanes)(sum), log_total = log1p(total - 1);
         const double weight = of->keep * (of->weights ? of->weights[label] : 1);
         const REAL scale = (REAL)((weight + of->all_shares) / total * of->factor);
         double loss = -weight * ((double)(y[label] - largest) - log_total);
