@@ -309,6 +309,17 @@ def test_what_is_fused():
     )
 
 
+def test_a_bias_before_a_pool_sums_the_windows_errors():
+    model = _chain((2, 9, 9), Conv2d(2, 3, 3, **F64), MaxPool2d(3, 2), MaxPool2d(2))
+    plan = model.plan((2, 2, 9, 9))
+    (step,) = (s for s in plan.steps if s.what == "conv2d_backward_bias")
+    assert step.args[0].shape == (2, 3, 1, 1)
+    x = _images(model, 2)
+    _, grad_y, _, grads, _ = _layer_by_layer(model, x)
+    actual = model.vjp(x)[1](grad_y)[1]["0.bias"]
+    np.testing.assert_allclose(actual, grads["0.bias"], rtol=1e-12)
+
+
 def test_many_maps_lie_channels_last():
     plan = zoo.build("cifar-quick", seed=0).plan((2, 3, 32, 32), train=False)
     orders = {v.shape: v.last for step in plan.steps for v in step.writes}
