@@ -637,6 +637,15 @@ def test_maxima_before_the_activation_have_the_same_gradient(unit):
     np.testing.assert_array_equal(pullback(grad_y)[0], grad_x)
 
 
+def test_parameters_of_custom_layers_may_lie_anyhow():
+    model = Sequential(Scale(6), Linear(6, 2, **F64), input_shape=(6,))
+    model.layers["0"].gain.value = np.arange(12.0)[::2]
+    x = np.ones((2, 6))
+    expected, _ = model._forward(x, False)
+    np.testing.assert_array_equal(model(x), expected)
+    assert len(model._plans) == 1
+
+
 class Wrong(Scale):
     def __init__(self, size, what):
         super().__init__(size, np.float32)
@@ -727,6 +736,25 @@ def test_plan_says_what_is_wrong():
     assert isinstance(plan, Plan) and repr(plan).startswith("Plan(training, float32")
     with pytest.raises(ValueError, match="the plan is for float32 of shape"):
         plan.start(np.ones((2, 1, 28, 28), np.float32))
+
+
+def test_a_run_goes_back_once():
+    model = zoo.build("lenet5", seed=0)
+    x = _images(model, 2)
+    run = model.plan(x.shape).start(x)
+    with pytest.raises(ValueError, match="grad_y is float32 of shape"):
+        run.backward(run.y[:1])
+    with pytest.raises(ValueError, match="was made without input_gradient"):
+        run.backward(run.y, True)
+    run.backward(run.y)
+    with pytest.raises(RuntimeError, match="this run is over"):
+        run.backward(run.y)
+    run = model.plan(x.shape, train=False).start(x)
+    with pytest.raises(ValueError, match="was made without train"):
+        run.backward(run.y)
+    run.close()
+    with pytest.raises(RuntimeError, match="this run is over"):
+        run.backward(run.y)
 
 
 # -- training ------------------------------------------------------------------------

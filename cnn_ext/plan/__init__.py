@@ -13,7 +13,7 @@ import numpy as np
 
 from cnn_ext.plan.arena import ALIGNMENT, lay_out
 from cnn_ext.plan.compiler import compiled
-from cnn_ext.plan.program import Value, readable
+from cnn_ext.plan.program import Program, Value, readable
 from cnn_ext.plan.run import Idle, Run, StalePlanError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Plan:
         Whether it goes forward and back, or forward only.
     input_gradient : bool
         Whether it can make the gradient of the input.
+    repeat : bool
+        Whether the way back may be gone several times.
     memory : int
         Bytes that a run takes: activations, gradients, what layers save for their
         backward, gradients of the parameters. The input, the parameters and the
@@ -61,6 +63,7 @@ class Plan:
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.train, self.input_gradient = train, input_gradient
+        self.repeat = repeat
         self.idle = Idle() if idle is None else idle
         self.program = program = compiled(model, shape, dtype, train, input_gradient)
         self.opaque = tuple(program.opaque)
@@ -70,7 +73,7 @@ class Plan:
         self.turn = len(program.forward)
         self._everything = list(range(self.turn, len(self.steps)))
         self._for_parameters = self._needed(program.gradients.values())
-        self._parameters = _parameters(model)
+        self._parameters = _parameters(model, program)
 
     def _needed(self, results: Any) -> list[int]:
         """The steps back without which these results would not come about."""
@@ -90,14 +93,15 @@ class Plan:
     def held_parameters(self) -> list[tuple[dict, str, Any, Any]]:
         """All parameters and their arrays, unless they no longer suit this plan."""
         held = []
-        for attributes, key, parameter, shape, dtype in self._parameters:
+        for attributes, key, parameter, shape, dtype, read in self._parameters:
             if attributes.get(key) is not parameter:
                 raise StalePlanError
             if parameter is None:
                 held.append((attributes, key, None, None))
                 continue
             array = parameter.value
-            if array.shape != shape or array.dtype != dtype or not readable(array):
+            like = array.shape == shape and array.dtype == dtype
+            if not like or (read and not readable(array)):
                 raise StalePlanError
             held.append((attributes, key, parameter, array))
         return held
@@ -126,7 +130,14 @@ class Plan:
         Returns
         -------
         Run
-            With `y`, and with ``backward(grad_y, input_gradient)``.
+            With `y`, and with ``backward(grad_y)``.
+
+        Examples
+        --------
+        >>> plan = model.plan(x.shape)
+        >>> run = plan.start(x)
+        >>> value, grad_y = loss(run.y, labels)
+        >>> _, grads = run.backward(grad_y)
         """
         if x.shape != self.shape or x.dtype != self.dtype:
             raise ValueError(
@@ -165,16 +176,19 @@ class Plan:
         )
 
 
-def _parameters(model: Model) -> list[tuple[dict, str, Any, Any, Any]]:
-    """Where each parameter of a model hangs, and what it is like; or that it is not."""
-    found: list[tuple[dict, str, Any, Any, Any]] = []
+def _parameters(
+    model: Model, program: Program
+) -> list[tuple[dict, str, Any, Any, Any, bool]]:
+    """Where each parameter hangs, what it is like, and whether steps read it."""
+    found: list[tuple[dict, str, Any, Any, Any, bool]] = []
     for layer in model.layers.values():
         attributes = vars(layer)
         for key, parameter in layer.parameters.items():
             array = parameter.value
-            found.append((attributes, key, parameter, array.shape, array.dtype))
+            read = (layer, key) in program.parameters
+            found.append((attributes, key, parameter, array.shape, array.dtype, read))
         if attributes.get("bias", layer) is None:
-            found.append((attributes, "bias", None, None, None))
+            found.append((attributes, "bias", None, None, None, False))
     return found
 
 
