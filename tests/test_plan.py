@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -469,6 +470,27 @@ def test_memory_comes_back_when_the_pullback_goes():
     for _ in range(3):
         model.vjp(x)
     assert model._plans.idle_bytes == held
+
+
+def test_a_model_that_goes_takes_its_memory_with_it():
+    model = zoo.build("lenet5", seed=0)
+    x = _images(model, 2)
+    model(x)
+    _, pullback = model.vjp(x)
+    plan = model.plan(x.shape)
+    plan.start(x).backward(np.ones((2, 10), np.float32))
+    spaces = [weakref.ref(space) for space in model._plans._idle._spaces]
+    gone = weakref.ref(model)
+    assert len(spaces) == 2
+    gc.disable()
+    try:
+        del model, pullback
+        assert gone() is None
+        assert not any(space() for space in spaces)
+        y = plan.start(x).y  # a plan in hand still runs
+    finally:
+        gc.enable()
+    assert y.shape == (2, 10)
 
 
 def test_x_is_not_held_after_the_run():

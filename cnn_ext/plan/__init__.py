@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from cnn_ext.plan.arena import ALIGNMENT, lay_out
 from cnn_ext.plan.compiler import compiled
 from cnn_ext.plan.program import Program, Value, readable
-from cnn_ext.plan.run import Idle, Run, StalePlanError
+from cnn_ext.plan.run import Idle, Run, StalePlanError, Workspace
 
 if TYPE_CHECKING:
     from cnn_ext.model import Model
@@ -57,14 +58,16 @@ class Plan:
         dtype: Any,
         train: bool,
         *,
-        input_gradient: bool = False,
-        repeat: bool = False,
-        idle: Idle | None = None,
+        input_gradient: bool,
+        repeat: bool,
+        idle: Idle,
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.train, self.input_gradient = train, input_gradient
         self.repeat = repeat
-        self.idle = Idle() if idle is None else idle
+        # weak: workspaces in there know their plans, and a model that goes takes its
+        # memory with it at once
+        self._idle = weakref.ref(idle)
         self.program = program = compiled(model, shape, dtype, train, input_gradient)
         self.opaque = tuple(program.opaque)
         self.layout = lay_out(program, repeat)
@@ -85,6 +88,18 @@ class Plan:
                 needed.append(k)
                 wanted.update(value.root for value in step.reads)
         return needed[::-1]
+
+    def take(self) -> Workspace:
+        """Memory for a run: what waits for one, or new."""
+        idle = self._idle()
+        found = None if idle is None else idle.take(self)
+        return Workspace(self) if found is None else found
+
+    def give(self, space: Workspace) -> None:
+        """Keep memory for the next run, unless the model is gone."""
+        idle = self._idle()
+        if idle is not None:
+            idle.give(space)
 
     def way_back(self, input_gradient: bool) -> list[int]:
         """The numbers of the steps back."""

@@ -17,7 +17,7 @@ from cnn_ext.plan.program import Slot, Value
 if TYPE_CHECKING:
     from cnn_ext.plan import Plan
 
-__all__ = ["Idle", "Run", "StalePlanError"]
+__all__ = ["Idle", "Run", "StalePlanError", "Workspace"]
 
 # Workspaces that wait for their next run: how many, and how many bytes together; the
 # one used last is kept whatever its size.
@@ -132,7 +132,7 @@ class Idle:
     def __init__(self) -> None:
         self._spaces: list[Workspace] = []
 
-    def take(self, plan: Plan) -> Workspace:
+    def take(self, plan: Plan) -> Workspace | None:
         """A workspace of this plan; nobody else has it until it is given back."""
         for space in reversed(self._spaces):
             if space.plan is plan:
@@ -141,7 +141,7 @@ class Idle:
                 except ValueError:  # another thread was faster
                     continue
                 return space
-        return Workspace(plan)
+        return None
 
     def give(self, space: Workspace) -> None:
         """Keep a workspace for later, and release those that are too many."""
@@ -173,7 +173,7 @@ class Run:
         self._plan = plan
         self._used = False
         self._space: Workspace | None = None
-        self._space = plan.idle.take(plan)
+        self._space = plan.take()
         try:
             self.y = self._space.forward(x)
         except BaseException:
@@ -214,7 +214,7 @@ class Run:
         space, self._space = self._space, None
         if space is not None:
             space.let_go()
-            self._plan.idle.give(space)
+            self._plan.give(space)
 
     def __del__(self) -> None:
         self.close()
