@@ -278,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.check and "torch eager" in runners:
         print("\nin float64, against PyTorch, relative:")
         for net in dict.fromkeys(case.net for case in cases):
-            found = checks[net] = check_gradients(net, runners[OURS], runners["torch eager"])
+            both = runners[OURS], runners["torch eager"]
+            found = checks[net] = check_gradients(net, *both)
             different |= any(found[what] > EXACT[what] for what in found)
             print(f"{net:<18} " + ", ".join(f"{k} {v:.0e}" for k, v in found.items()))
     rows: list[Row] = []

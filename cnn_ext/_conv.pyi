@@ -20,7 +20,8 @@ def prepare_conv2d(
     sizes: Sequence[int],
     weight: _Array,
     bias: _Array | None,
-    channels_last: bool,
+    x_last: bool,
+    y_last: bool,
     prepared: _Array | None = None,
 ) -> int: ...
 def conv2d_backward_input(

@@ -31,6 +31,7 @@ from cnn_ext.layers.base import (
     checked_shape,
 )
 from cnn_ext.plan import Plan, Plans, Run
+from cnn_ext.plan.frozen import FrozenModel
 from cnn_ext.plan.opaque import check_gradients, explained
 from cnn_ext.plan.program import NoPlanError
 
@@ -382,6 +383,37 @@ class Model:
                 f"takes {plan.memory:,} bytes, memory_limit is {memory_limit:,}"
             )
         return plan
+
+    def freeze(self, shape: Any, *, dtype: Any = None) -> FrozenModel:
+        """Return a function for inference that keeps the parameters of now.
+
+        Batch normalisation is folded into the convolutions before it, and weights are
+        packed, or transformed, once and not at every call: most of the time of small
+        batches. Later changes of the model do not show.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of the batches to come.
+        dtype : dtype, optional
+            Default the parameters'.
+
+        Returns
+        -------
+        FrozenModel
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the shape does not fit; the message names the layer and the rule.
+
+        Examples
+        --------
+        >>> predict = model.freeze((1, 1, 28, 28))
+        >>> y = predict(x)
+        """
+        plan = self.plan(shape, train=False, dtype=dtype)
+        return FrozenModel(self, plan.shape, plan.dtype)
 
     # -- parameters --------------------------------------------------------------
 

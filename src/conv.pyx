@@ -14,6 +14,7 @@ from algorithms cimport (
     weight_gradient,
 )
 from boxes cimport tap_list
+from channel_sums cimport sum_channels
 from correlate cimport COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
 from depthwise cimport correlate_depthwise
 from geometry cimport (
@@ -23,7 +24,7 @@ from kernels cimport (
     CNN_LINEAR, CNN_RELU, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
 from weight_gradient cimport (
-    exchange, exchange_pays, gradient_of_weight, join_rows, sum_channels,
+    exchange, exchange_pays, gradient_of_weight, join_rows,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
@@ -269,9 +270,12 @@ def conv2d(object sizes, x, weight, bias, y, bint relu=False, prepared=None):
     check(failed, "conv2d")
 
 
-def prepare_conv2d(object sizes, weight, bias, bint channels_last, prepared=None):
+def prepare_conv2d(
+    object sizes, weight, bias, bint x_last, bint y_last, prepared=None
+):
     """Pack weight and bias for conv2d; with None, return the bytes that this takes.
 
+    x_last, y_last: whether x and y will lie channels-last.
     `prepared` is a buffer of that size, aligned to 64 bytes. 0 bytes: this geometry
     uses weights as they lie.
     """
@@ -285,9 +289,9 @@ def prepare_conv2d(object sizes, weight, bias, bint channels_last, prepared=None
     hold(weight, &vw, False)
     c = forward_of(
         &g, &tables,
-        dense_image(vw.itemsize, g.n, g.c, g.h, g.w, channels_last),
+        dense_image(vw.itemsize, g.n, g.c, g.h, g.w, x_last),
         <const char *> vw.buf, NULL,
-        dense_image(vw.itemsize, g.n, g.k, g.out_h, g.out_w, channels_last),
+        dense_image(vw.itemsize, g.n, g.k, g.out_h, g.out_w, y_last),
         CNN_LINEAR)
     if prepared is None:
         size = prepared_bytes(runtime, &c)

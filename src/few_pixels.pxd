@@ -10,7 +10,7 @@ from kernels cimport (
 )
 from libc.string cimport memset
 from weight_gradient cimport (
-    SUM_BYTES, gradient_of_weight, gradient_part, part_of, tile_rows,
+    COPY_BYTES, SUM_BYTES, gradient_of_weight, gradient_part, part_of, tile_rows,
 )
 
 
@@ -40,11 +40,12 @@ cdef inline bint few_pixels(const gradient_of_weight *w) noexcept nogil:
     98 pixels 116 -> 104 (each task copies the errors, which short rows do not repay),
     3x3 64->64, 64 pixels 71 -> 38 (the sums stay in the caches).
     """
-    cdef isize columns = w.channels * w.taps.count
+    cdef isize columns = w.channels * w.taps.count, size = w.kernels.itemsize
+    cdef isize pixels = w.grad_y.n * w.grad_y.h * w.grad_y.w
     return (
         not w.exchanged and w.filters >= 64 and columns >= 1024
-        and w.filters * columns * w.kernels.itemsize >= 1 << 20
-        and w.grad_y.n * w.grad_y.h * w.grad_y.w <= 200)
+        and w.filters * columns * size >= 1 << 20
+        and pixels <= 200 and pixels * w.filters * size <= COPY_BYTES)
 
 
 cdef inline void fill_windows(

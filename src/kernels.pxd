@@ -58,7 +58,7 @@ cdef extern from "table.h" nogil:
         double scale
 
     ctypedef struct cnn_gather:
-        isize count, phases
+        isize count, phases, there
         const cnn_share *share
         const isize *shares
         isize runs, x_run, y_run
@@ -198,6 +198,8 @@ cdef extern from "table.h" nogil:
         ) noexcept nogil
         void (*sum_backward)(
             void *, const void *, const cnn_gather *) noexcept nogil
+        void (*copy_rows)(
+            void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*scale_row)(
             void *, const void *, isize, double, const void *) noexcept nogil
         void (*sum_spread)(

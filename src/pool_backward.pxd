@@ -4,10 +4,10 @@
 from geometry cimport ceil_div, image, pixel, pool_geometry
 from kernels cimport cnn_gather, cnn_share, isize
 from libc.stdint cimport int64_t, uint8_t, uint16_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from pooling cimport (
-    LARGE_PLANE, axis, column_divisor, most_windows, place, pooling, row_divisor,
-    stopped,
+    LARGE_PLANE, axis, column_divisor, error_rows, most_windows, place, pooling,
+    row_divisor, stopped,
 )
 
 # --- gather: each pixel of grad_x is written once ----------------------------------
@@ -65,56 +65,67 @@ cdef inline void gather_task(void *job, isize task, char *scratch) noexcept nogi
                 x += column.run * g.stride_w
 
 
-# What a task in planes copies: the rows of errors that reach its pixels, zeros around
-# them, so that every vector of a row can be read as it is; their positions beside.
-cdef struct error_rows:
-    isize before, pitch, rows           # columns before window 0, of a row; rows
-    isize phases, shares                # of columns; of all phases, at most
-    isize columns, counts, errors, places, total    # bytes from the scratch's start
+cdef inline isize phases_of(const pooling *p) noexcept nogil:
+    """Phases of a row's pixels that have shares of their own."""
+    return min(p.g.stride_w, p.g.w)
 
 
-cdef inline error_rows error_rows_of(const pooling *p) noexcept nogil:
+cdef inline void plan_planes(pooling *p, isize *table) noexcept nogil:
+    """What the tasks in planes copy, and for each phase of columns its windows (from
+    the phase's first pixel on) and its taps, in `table`."""
     cdef const pool_geometry *g = &p.g
-    cdef error_rows e
-    e.before = ceil_div(max(0, g.dilation_w * (g.s - 1) - g.left), g.stride_w)
+    cdef error_rows *e = &p.errors
+    cdef isize phase, s, start, least = 0, count = 0
+    p.columns, p.phase_columns = table, table + 2 * g.s
+    for phase in range(phases_of(p)):
+        p.phase_columns[phase] = 0
+        for s in range(g.s - 1, -1, -1):
+            start = phase + g.left - s * g.dilation_w
+            if start % g.stride_w == 0:
+                table[2 * count], table[2 * count + 1] = start // g.stride_w, s
+                least = min(least, start // g.stride_w)
+                p.phase_columns[phase] += 1
+                count += 1
+    e.before = -least
+    e.copied = p.average or g.stride_w == 1
+    for s in range(count):
+        # windows side by side, from the first pixel on: errors are read where they lie
+        e.copied = e.copied or table[2 * s] != 0
+        table[2 * s] += e.before
     e.pitch = e.before + max(
         g.out_w, (g.stride_w - 1 + g.left) // g.stride_w
         + ceil_div(g.w, g.stride_w) + p.kernels.lanes)
     e.rows = min(g.out_h, 1 + ceil_div(
         p.rows_per_task - 1 + g.dilation_h * (g.r - 1), g.stride_h))
-    e.phases = g.stride_w
-    e.shares = most_windows(&p.down) * g.s
-    e.columns = e.shares * <isize> sizeof(cnn_share)
-    e.counts = e.columns + 2 * g.s * <isize> sizeof(isize)
-    e.errors = (e.counts + 2 * e.phases * <isize> sizeof(isize) + 63) // 64 * 64
+    e.counts = most_windows(&p.down) * g.s * <isize> sizeof(cnn_share)
+    e.errors = (e.counts + g.stride_w * <isize> sizeof(isize) + 63) // 64 * 64
     e.places = e.errors + e.rows * e.pitch * p.x.itemsize
     e.total = e.places + e.rows * e.pitch * p.argmax.itemsize
-    return e
 
 
 cdef inline void copy_errors(
-    const pooling *p, const error_rows *e, isize n, isize c, isize i0, isize i1,
-    char *scratch,
+    const pooling *p, isize n, isize c, isize i0, isize i1, char *scratch
 ) noexcept nogil:
+    """Zeros around rows, so that every vector of a row can be read as it is."""
     cdef const pool_geometry *g = &p.g
+    cdef const error_rows *e = &p.errors
     cdef isize size = p.x.itemsize, codes = p.argmax.itemsize, i
-    cdef isize behind = e.pitch - e.before - g.out_w
+    cdef isize row = e.pitch * size
     cdef char *to = scratch + e.errors
-    cdef char *places = scratch + e.places + e.before * codes
-    for i in range(i0, i1):
-        memset(to, 0, e.before * size)
-        to += e.before * size
-        if p.average:
+    memset(to, 0, (i1 - i0) * row)
+    to += e.before * size
+    if p.average:
+        for i in range(i0, i1):
             p.kernels.scale_row(
-                to, pixel(&p.y, n, c, i, 0), g.out_w, 1.0 / row_divisor(p, i),
-                p.divisors)
-        else:
-            memcpy(to, pixel(&p.y, n, c, i, 0), g.out_w * size)
-            memcpy(places, pixel(&p.argmax, n, c, i, 0), g.out_w * codes)
-            places += e.pitch * codes
-        to += g.out_w * size
-        memset(to, 0, behind * size)
-        to += behind * size
+                to + (i - i0) * row, pixel(&p.y, n, c, i, 0), g.out_w,
+                1.0 / row_divisor(p, i), p.divisors)
+        return
+    p.kernels.copy_rows(
+        to, row, pixel(&p.y, n, c, i0, 0), p.y.step_h * size, i1 - i0, g.out_w * size)
+    p.kernels.copy_rows(
+        scratch + e.places + e.before * codes, e.pitch * codes,
+        pixel(&p.argmax, n, c, i0, 0), p.argmax.step_h * codes, i1 - i0,
+        g.out_w * codes)
 
 
 cdef inline void gather_planes_task(
@@ -127,12 +138,13 @@ cdef inline void gather_planes_task(
     cdef isize y0 = task % p.tasks_per_plane * p.rows_per_task
     cdef isize y1 = min(y0 + p.rows_per_task, g.h)
     cdef isize n = plane // g.c, c = plane % g.c, i0 = g.out_h, i1 = 0
-    cdef isize y, s, a, b, phase, shares = 0
-    cdef error_rows e = error_rows_of(p)
+    cdef isize y, a, b, t, phase, shares, phases = phases_of(p)
+    cdef const error_rows *e = &p.errors
     cdef cnn_share *share = <cnn_share *> scratch
-    cdef isize *column = <isize *> (scratch + e.columns)
-    cdef isize *columns = <isize *> (scratch + e.counts)
-    cdef isize *counts = columns + e.phases
+    cdef isize *counts = <isize *> (scratch + e.counts)
+    cdef const char *errors = scratch + e.errors
+    cdef const char *places = scratch + e.places
+    cdef const isize *column
     cdef const place *row
     cdef cnn_gather q
     for y in range(y0, y1):
@@ -140,40 +152,36 @@ cdef inline void gather_planes_task(
         if row.count > 0:
             i0 = min(i0, row.window)
             i1 = max(i1, row.window + (row.count - 1) * p.down.window_step + 1)
-    copy_errors(p, &e, n, c, i0, i1, scratch)
-    # for each phase of columns: the windows (from a phase's first pixel on) and taps
-    for phase in range(e.phases):
-        columns[phase] = 0
-        for s in range(g.s - 1, -1, -1):
-            a = phase + g.left - s * g.dilation_w + e.before * g.stride_w
-            if a % g.stride_w == 0:
-                column[2 * shares], column[2 * shares + 1] = a // g.stride_w, s
-                columns[phase] += 1
-                shares += 1
-    q.count, q.phases, q.share, q.shares = g.w, e.phases, share, counts
-    q.x_run, q.y_run = g.stride_h * p.x.step_h, e.pitch
+    q.count, q.phases, q.share, q.shares = g.w, phases, share, counts
+    q.x_run, q.y_run, q.there = g.stride_h * p.x.step_h, e.pitch, e.pitch
+    if not e.copied:
+        q.y_run, q.there = p.y.step_h, g.out_w
+        errors, places = pixel(&p.y, n, c, i0, 0), pixel(&p.argmax, n, c, i0, 0)
+    elif i1 > i0:
+        copy_errors(p, n, c, i0, i1, scratch)
     for phase in range(min(g.stride_h, y1 - y0)):
         y = y0 + phase
         while y < y1:
             row = p.row + y
-            shares = s = 0
-            for a in range(e.phases):
-                counts[a] = row.count * columns[a]
-                for b in range(counts[a]):
-                    share[shares].at = column[2 * (s + b % columns[a])] + e.pitch * (
-                        row.window + b // columns[a] * p.down.window_step - i0)
-                    share[shares].code = column[2 * (s + b % columns[a]) + 1] + g.s * (
-                        row.tap - b // columns[a] * p.down.tap_step)
-                    share[shares].scale = 1.0
-                    shares += 1
-                s += columns[a]
+            shares = 0
+            column = p.columns
+            for t in range(phases):
+                counts[t] = row.count * p.phase_columns[t]
+                for a in range(row.count):
+                    for b in range(p.phase_columns[t]):
+                        share[shares].at = column[2 * b] + q.y_run * (
+                            row.window + a * p.down.window_step - i0)
+                        share[shares].code = column[2 * b + 1] + g.s * (
+                            row.tap - a * p.down.tap_step)
+                        share[shares].scale = 1.0
+                        shares += 1
+                column += 2 * p.phase_columns[t]
             q.runs = min(row.run, ceil_div(y1 - y, g.stride_h))
             if p.average:
-                p.kernels.sum_backward(
-                    pixel(&p.x, n, c, y, 0), scratch + e.errors, &q)
+                p.kernels.sum_backward(pixel(&p.x, n, c, y, 0), errors, &q)
             else:
                 p.kernels.max_backward(
-                    pixel(&p.x, n, c, y, 0), scratch + e.errors, scratch + e.places,
+                    pixel(&p.x, n, c, y, 0), errors, places,
                     <int> p.argmax.itemsize, &q)
             y += q.runs * g.stride_h
 

@@ -32,6 +32,14 @@ cdef struct place:
     isize count, window, tap, run
 
 
+# What a task in planes copies: the rows of errors that reach its pixels, and their
+# positions.
+cdef struct error_rows:
+    bint copied
+    isize before, pitch, rows           # columns before window 0, of a row; rows
+    isize counts, errors, places, total  # bytes from the scratch's start
+
+
 cdef struct pooling:
     const cnn_kernels *kernels
     int (*interrupted)() noexcept nogil
@@ -52,6 +60,9 @@ cdef struct pooling:
     axis down, across
     place *row
     place *column
+    error_rows errors
+    isize *columns                      # of each phase: window and tap, in pairs
+    isize *phase_columns                # how many
 
 
 cdef inline bint stopped(const pooling *p, isize row, isize elements) noexcept nogil:
@@ -148,10 +159,10 @@ cdef inline isize most_windows(const axis *a) noexcept nogil:
 
 cdef inline place place_of(const axis *a, isize at) noexcept nogil:
     cdef place p
-    cdef isize tries
+    cdef isize _tries
     p.tap = min(a.taps - 1, (at + a.before) // a.dilation)
     p.count, p.window, p.run = 0, 0, 1
-    for tries in range(min(a.tap_step, p.tap + 1)):
+    for _tries in range(min(a.tap_step, p.tap + 1)):
         if (at + a.before - p.tap * a.dilation) % a.stride == 0:
             p.window = (at + a.before - p.tap * a.dilation) // a.stride
             if p.window < a.outs:

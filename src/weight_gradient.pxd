@@ -5,8 +5,8 @@
 #
 # A task owns some channels and filters of one group, and a chunk of the pixels. The
 # sum is cut by shape into chunks that are added in a fixed order: the same bits for
-# any number of threads. Here is the direct sum, in tiles of mr (tap, channel) rows x
-# block filters; winograd_gradient.pxd has the other algorithm.
+# any number of threads. Here is the direct sum, in tiles of (tap, channel) rows x block
+# filters; planes_gradient.pxd, winograd_gradient.pxd and few_pixels.pxd have others.
 
 from boxes cimport (
     band, band_elements, band_of, band_offset, box, box_at, box_grid, box_pixels,
@@ -16,7 +16,7 @@ from correlate cimport aligned
 from geometry cimport ceil_div, even_share, image, pixel
 from kernels cimport (
     CNN_ADD, CNN_ZERO, cnn_gradient_kernel, cnn_gradient_tile, cnn_kernels, cnn_lines,
-    cnn_runtime, cnn_winograd, isize, kernels_for,
+    cnn_winograd, isize,
 )
 from libc.string cimport memset
 
@@ -25,8 +25,6 @@ cdef enum:
     SUM_BYTES = 640 << 10
     COPY_BYTES = 1 << 20
     CHUNKS_BYTES = 4 << 20
-    # pixels that are summed at a stretch for the gradient of a bias
-    STRETCH = 1 << 20
 
 
 # A task's part of the sum.
@@ -235,7 +233,7 @@ cdef inline isize tile_rows(const cnn_gradient_kernel *kernels, isize rows) noex
     """Rows of the kernel that begins `rows` rows: with the next one, few are idle."""
     cdef const cnn_gradient_kernel *k = kernels
     cdef const cnn_gradient_kernel *after
-    cdef isize most = kernels.rows, best = 0, idle = 3 * most, left, covered
+    cdef isize most = kernels.rows, best = 0, idle = 3 * most, covered
     if rows >= 2 * most:
         return 0
     while k.rows > 0:
@@ -505,52 +503,3 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
 cdef inline isize copies_bytes(const gradient_of_weight *w) noexcept nogil:
     cdef gradient_space s = space_of(w)
     return s.total - s.x
-
-
-# grad_bias: each task owns some channels and adds image by image, row by row.
-cdef struct channel_sum:
-    const cnn_kernels *kernels
-    image src
-    char *dst
-    isize some
-    int (*interrupted)() noexcept nogil
-
-
-cdef inline void sum_channels_task(void *job, isize task, char *scratch) noexcept nogil:
-    cdef const channel_sum *s = <const channel_sum *> job
-    cdef isize size = s.kernels.itemsize
-    cdef isize c0 = task * s.some, channels = min(s.some, s.src.c - c0)
-    cdef isize n, y, x, rows = s.src.h, cols = s.src.w, passed = 0
-    cdef char *dst = s.dst + c0 * size
-    if s.src.step_h == s.src.w * s.src.step_w:  # without gaps: one long row
-        cols *= rows
-        rows = 1
-    memset(dst, 0, channels * size)
-    for n in range(s.src.n):
-        memset(scratch, 0, channels * size)
-        for y in range(rows):
-            for x in range(ceil_div(cols, STRETCH)):
-                passed += min(cols, STRETCH)
-                if passed > STRETCH:
-                    passed = 0
-                    if s.interrupted():
-                        return
-                s.kernels.sum_rows(
-                    scratch, pixel(&s.src, n, c0, y, x * STRETCH), s.src.step_c,
-                    s.src.step_w, channels, min(cols - x * STRETCH, STRETCH))
-        s.kernels.sum_rows(dst, scratch, 1, 0, channels, 1)
-
-
-cdef inline int sum_channels(
-    const cnn_runtime *runtime, image src, char *dst
-) noexcept nogil:
-    cdef channel_sum s
-    s.kernels = kernels_for(runtime, src.itemsize)
-    s.src, s.dst = src, dst
-    s.interrupted = runtime.interrupted
-    s.some = 4 * s.kernels.lanes
-    if src.step_c != 1:
-        s.some = max(1, src.c // 8)
-    return runtime.run(
-        sum_channels_task, &s, ceil_div(src.c, s.some), s.some * src.itemsize,
-        <double> src.n * src.c * src.h * src.w)

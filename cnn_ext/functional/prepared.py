@@ -14,6 +14,26 @@ from ._checks import Array, Padding, Size, check_shape
 __all__ = ["PreparedConv2d", "prepare_conv2d"]
 
 
+def packed(
+    geometry: ConvGeometry,
+    weight: Array,
+    bias: Array | None,
+    x_last: bool,
+    y_last: bool,
+) -> Array | None:
+    """Weights in the order in which the chosen algorithm reads them.
+
+    None where it reads them as they lie. `x_last`, `y_last`: whether x and y will lie
+    channels-last.
+    """
+    nbytes = _conv.prepare_conv2d(geometry, weight, bias, x_last, y_last)
+    if not nbytes:
+        return None
+    room = lines((nbytes,), np.uint8, 0)
+    _conv.prepare_conv2d(geometry, weight, bias, x_last, y_last, room)
+    return room
+
+
 class PreparedConv2d:
     """What `prepare_conv2d` returns: a function from x to y.
 
@@ -36,11 +56,8 @@ class PreparedConv2d:
         self._geometry = geometry
         self._weight, self._bias = weight, bias
         self._relu = activation is not None
-        self._packed: Array | None = None
-        self.nbytes = _conv.prepare_conv2d(geometry, weight, bias, channels_last)
-        if self.nbytes:
-            self._packed = lines((self.nbytes,), np.uint8, 0)
-            _conv.prepare_conv2d(geometry, weight, bias, channels_last, self._packed)
+        self._packed = packed(geometry, weight, bias, channels_last, channels_last)
+        self.nbytes = 0 if self._packed is None else self._packed.nbytes
 
     @property
     def x_shape(self) -> tuple[int, ...]:

@@ -202,12 +202,15 @@ class Dropout(Layer):
         floating(x)
         if not train:
             return x, None
+        x = dense(x)
         scale = x.dtype.type(0 if self.p == 1 else 1 / (1 - self.p))
         # Drawn in logical order and float32 in either case: the memory order and the
         # dtype of x do not change which values go.
         draws = generator(self.rng).random(self._drawn(x.shape), dtype=np.float32)
-        factor = np.where(draws >= self.p, scale, x.dtype.type(0))
-        return x * factor, factor
+        factor = (draws >= self.p) * scale
+        if factor.shape == x.shape:
+            factor = in_order_of(x, factor)
+        return np.multiply(x, factor, out=like(x)), factor
 
     def backward(self, grad_y, saved):
         factor = saved

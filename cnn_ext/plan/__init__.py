@@ -58,8 +58,9 @@ class Plan:
         dtype: Any,
         train: bool,
         *,
-        input_gradient: bool,
-        repeat: bool,
+        input_gradient: bool = False,
+        repeat: bool = False,
+        frozen: bool = False,
         idle: Idle,
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
@@ -68,7 +69,9 @@ class Plan:
         # weak: workspaces in there know their plans, and a model that goes takes its
         # memory with it at once
         self._idle = weakref.ref(idle)
-        self.program = program = compiled(model, shape, dtype, train, input_gradient)
+        self.program = program = compiled(
+            model, shape, dtype, train, input_gradient, frozen
+        )
         self.opaque = tuple(program.opaque)
         self.layout = lay_out(program, repeat)
         self.memory = self.layout.nbytes + ALIGNMENT

@@ -17,13 +17,18 @@ __all__ = ["compiled"]
 
 
 def compiled(
-    model: Model, shape: tuple[int, ...], dtype: Any, train: bool, input_gradient: bool
+    model: Model,
+    shape: tuple[int, ...],
+    dtype: Any,
+    train: bool,
+    input_gradient: bool,
+    frozen: bool = False,
 ) -> Program:
     """Write down all steps of a model for a batch of this shape.
 
     The same walk as `Model._forward` and `Model._backward`, once for all runs.
     """
-    p = Program(shape, dtype, train, model._names)
+    p = Program(shape, dtype, train, model._names, frozen)
     p.output = len(model._steps)
     shapes = model._shapes(shape[1:])
     values: dict[int, Any] = {0: p.x}

@@ -151,14 +151,22 @@ class Program:
         Layer -> name, for messages and for the gradients.
     opaque : list of str
         Names of layers that run as they are: what they allocate is not the plan's.
+    frozen : bool
+        Whether the parameters are those of now for good.
     strided_x : bool
         Whether x may have any strides; else it must be C-contiguous.
     """
 
     def __init__(
-        self, shape: Shape, dtype: Any, train: bool, names: Mapping[Any, str]
+        self,
+        shape: Shape,
+        dtype: Any,
+        train: bool,
+        names: Mapping[Any, str],
+        frozen: bool = False,
     ) -> None:
         self.dtype, self.train, self.names = np.dtype(dtype), train, names
+        self.frozen = frozen
         self.x = Value(shape, dtype, "x", source="x")
         self.forward: list[Step] = []
         self.backward: list[Step] = []

@@ -166,6 +166,7 @@ static const cnn_kernels FN(kernels) = {
     .max_backward = FN(max_backward),
     .max_scatter = FN(max_scatter),
     .sum_backward = FN(sum_backward),
+    .copy_rows = FN(copy_rows),
     .scale_row = FN(scale_row),
     .sum_spread = FN(sum_spread),
     .add_row = FN(add_row),

@@ -117,9 +117,10 @@ FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x,
 }
 
 /* BLOCK(at, n, some) for `count` outputs, n lanes in each of `some` vectors */
-#define WALK(count)                                                               \
+#define WALK(count) WALK_FROM(0, count)
+#define WALK_FROM(start, count)                                                   \
     do {                                                                          \
-        isize at = 0;                                                             \
+        isize at = start;                                                         \
         for (; at + SOME * LANES <= count; at += SOME * LANES)                    \
             BLOCK(at, LANES, SOME);                                               \
         for (; at + LANES <= count; at += LANES) BLOCK(at, LANES, 1);             \
@@ -154,11 +155,14 @@ static void FN(max_window)(void *y_, void *argmax_, int argmax_size, const void 
     }
 }
 
+/* Few outputs over many pixels (means of whole images): long pieces of each pixel */
+#define MANY (4 * SOME)
+
 static inline __attribute__((always_inline)) void
 FN(sum_block)(REAL *y, const REAL *x, const cnn_window *g, VEC by, const REAL *lanes,
               isize at, isize n, const int some)
 {
-    VEC sum[SOME];
+    VEC sum[MANY];
     UNROLL for (int v = 0; v < some; v++) sum[v] = (VEC){0};
     for (isize r = 0; r < g->rows; r++) {
         const REAL *row = x + at * g->lane + r * g->row_step;
@@ -184,9 +188,12 @@ static void FN(sum_window)(void *y_, const void *x_, const cnn_window *g,
         const REAL *x = (const REAL *)x_ + i * g->x_run;
 #define BLOCK(at, n, some) FN(sum_block)(y, x, &w, by, lanes, at, n, some)
         cnn_window w = *g;
+        isize start = 0;
         if (g->lane == 1) {
             w.lane = 1;
-            WALK(g->count);
+            for (; start + MANY * LANES <= g->count; start += MANY * LANES)
+                BLOCK(start, LANES, MANY);
+            WALK_FROM(start, g->count);
         } else if (g->lane == 2) {
             w.lane = 2;
             WALK(g->count);
@@ -223,12 +230,12 @@ static inline __attribute__((always_inline)) void
 FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_size,
            const cnn_gather *g)
 {
-    for (isize i = 0; i < g->runs; i++) {
-        REAL *grad_x = (REAL *)grad_x_ + i * g->x_run;
-        const REAL *grad_y = (const REAL *)grad_y_ + i * g->y_run;
-        const char *argmax =
-            argmax_ ? (const char *)argmax_ + i * g->y_run * argmax_size : 0;
-        if (g->phases == 1) {
+    isize codes_run = g->y_run * argmax_size;
+    if (g->phases == 1) {
+        for (isize i = 0; i < g->runs; i++) {
+            REAL *grad_x = (REAL *)grad_x_ + i * g->x_run;
+            const REAL *grad_y = (const REAL *)grad_y_ + i * g->y_run;
+            const char *argmax = argmax_ ? (const char *)argmax_ + i * codes_run : 0;
 #define BLOCK(at, n, some)                                                        \
     do {                                                                          \
         VEC sum[SOME];                                                            \
@@ -239,30 +246,55 @@ FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_s
     } while (0)
             WALK(g->count);
 #undef BLOCK
-            continue;
         }
-        /* columns of several phases interleave; whole vectors of errors are there */
-        for (isize at = 0; at * g->phases < g->count; at += LANES) {
-            const cnn_share *share = g->share;
-            isize left = g->count - at * g->phases;
-            REAL *to = grad_x + at * g->phases;
-            VEC sum[2];
-            for (isize p = 0; p < g->phases; p++) {
-                FN(gather_block)(sum + (p & 1), grad_y, argmax, argmax_size, share,
-                                 g->shares[p], at, LANES, 1);
-                share += g->shares[p];
-                if (g->phases > 2)
-                    for (isize lane = 0; lane * g->phases + p < left && lane < LANES;
-                         lane++)
-                        to[lane * g->phases + p] = sum[p & 1][lane];
+        return;
+    }
+    /* columns of several phases interleave; all runs of a vector share its masks */
+    for (isize at = 0; at * g->phases < g->count; at += LANES) {
+        isize left = g->count - at * g->phases, n = g->there - at;
+        REAL *to = (REAL *)grad_x_ + at * g->phases;
+        const REAL *grad_y = grad_y_;
+        const char *argmax = argmax_;
+#define PHASE(sum, share, shares, n)                                              \
+    FN(gather_block)(&sum, grad_y, argmax, argmax_size, share, shares, at, n, 1)
+#define RUNS                                                                      \
+    for (isize i = 0; i < g->runs;                                                \
+         i++, to += g->x_run, grad_y += g->y_run, argmax += argmax ? codes_run : 0)
+        if (g->phases == 2 && n >= LANES && left >= 2 * LANES) {
+            const cnn_share *second = g->share + g->shares[0];
+            RUNS {
+                VEC a, b;
+                PHASE(a, g->share, g->shares[0], LANES);
+                PHASE(b, second, g->shares[1], LANES);
+                FN(store)(to, FN(zip_low)(a, b));
+                FN(store)(to + LANES, FN(zip_high)(a, b));
             }
-            if (g->phases == 2) {
-                FN(store_lanes)(to, FN(zip_low)(sum[0], sum[1]), left);
+        } else if (g->phases == 2) {
+            const cnn_share *second = g->share + g->shares[0];
+            isize first = n > 0 ? g->shares[0] : 0, others = n > 0 ? g->shares[1] : 0;
+            RUNS {
+                VEC a, b;
+                PHASE(a, g->share, first, n);
+                PHASE(b, second, others, n);
+                FN(store_lanes)(to, FN(zip_low)(a, b), left);
                 if (left > LANES)
-                    FN(store_lanes)(to + LANES, FN(zip_high)(sum[0], sum[1]),
-                                    left - LANES);
+                    FN(store_lanes)(to + LANES, FN(zip_high)(a, b), left - LANES);
+            }
+        } else {
+            RUNS {
+                const cnn_share *share = g->share;
+                for (isize p = 0; p < g->phases; p++) {
+                    VEC sum;
+                    PHASE(sum, share, n > 0 ? g->shares[p] : 0, n);
+                    share += g->shares[p];
+                    for (isize lane = 0;
+                         lane < LANES && lane * g->phases + p < left; lane++)
+                        to[lane * g->phases + p] = sum[lane];
+                }
             }
         }
+#undef PHASE
+#undef RUNS
     }
 }
 
@@ -280,6 +312,8 @@ static void FN(sum_backward)(void *grad_x, const void *grad_y, const cnn_gather 
     FN(gather)(grad_x, grad_y, 0, 1, g);
 }
 #undef WALK
+#undef WALK_FROM
+#undef MANY
 #undef SOME
 
 /* grad_x[p * step + offset[argmax[p]]] += grad_y[p]: strides leave few windows */
@@ -295,6 +329,29 @@ static void FN(max_scatter)(void *grad_x_, isize step, isize count,
     else
         for (isize p = 0; p < count; p++)
             grad_x[p * step + offset[((const uint16_t *)argmax)[p]]] += grad_y[p];
+}
+
+/* Rows of `bytes` each; calls of memcpy would cost more than short ones */
+static void FN(copy_rows)(void *dst_, isize dst_row, const void *src_, isize src_row,
+                          isize rows, isize bytes)
+{
+    char *dst = dst_;
+    const char *src = src_;
+    for (; rows > 0; rows--, dst += dst_row, src += src_row) {
+        isize at = 0;
+        /* the last piece may overlap the one before */
+#define COPY(size)                                                                \
+    if (bytes >= size) {                                                          \
+        for (; at + size <= bytes; at += size) memcpy(dst + at, src + at, size);  \
+        if (at < bytes) memcpy(dst + bytes - size, src + bytes - size, size);     \
+        continue;                                                                 \
+    }
+        COPY(VBYTES)
+        COPY(16)
+        COPY(4)
+        COPY(1)
+#undef COPY
+    }
 }
 
 /* dst[p] = src[p] * scale * scales[p] */

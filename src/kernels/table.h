@@ -159,9 +159,9 @@ typedef struct {
 enum { CNN_SGD, CNN_ADAM, CNN_RMSPROP, CNN_UPDATES };
 
 /* `count` neighbouring pixels, `runs` times, and what reaches them. With phases, every
- * phases-th of them has the same shares, and the errors are one for each of those. */
+ * phases-th of them has the same shares; `there` is how many such pixels have any. */
 typedef struct {
-    isize count, phases;
+    isize count, phases, there;
     const cnn_share *share;
     const isize *shares;      /* for each phase */
     isize runs, x_run, y_run; /* elements from run to run */
@@ -266,6 +266,8 @@ typedef struct {
     void (*max_scatter)(void *grad_x, isize step, isize count, const void *grad_y,
                         const void *argmax, int argmax_size, const isize *offset);
     void (*sum_backward)(void *grad_x, const void *grad_y, const cnn_gather *);
+    void (*copy_rows)(void *dst, isize dst_row, const void *src, isize src_row,
+                      isize rows, isize bytes);   /* all in bytes */
     void (*scale_row)(void *dst, const void *src, isize count, double scale,
                       const void *scales);
     void (*sum_spread)(void *row, isize step, isize cols, isize count,

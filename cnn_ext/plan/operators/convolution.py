@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from cnn_ext import _conv, _normalize, _pointwise
 from cnn_ext._geometry import ConvGeometry
+from cnn_ext.functional.prepared import packed
 from cnn_ext.plan.fusion import Operation
 from cnn_ext.plan.operators.base import Back, no_way_back, weight_and_bias
 from cnn_ext.plan.operators.elementwise import ENDS, added, stopped
@@ -22,6 +25,8 @@ def convolution(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, 
     g = layer.geometry(x.shape[1:], x.shape[0])
     weight, bias = weight_and_bias(p, layer)
     keys, end = ("weight", "bias"), ENDS[type(op.activation)]
+    if p.frozen:
+        return _frozen(p, op, g, inputs, end), no_way_back
     if op.norm is None:
         y, back = _convolved(p, layer, g, x, weight, bias, keys, end == 1)
         return y, lambda grad_y, wanted: [back(grad_y, wanted[0])]
@@ -46,6 +51,35 @@ def convolution(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, 
         p.do("relu6", _pointwise.activate, kind, y, z, writes=(z,), over=((z, y),))
         y = z
     return y, no_way_back
+
+
+def _frozen(
+    p: Program, op: Operation, g: ConvGeometry, inputs: list[Value], end: int
+) -> Value:
+    """The weights are those of now: folded once, packed once."""
+    layer, (x, *rest) = op.layer, inputs
+    weight = np.array(layer.weight.value, order="C")
+    bias = None if layer.bias is None else layer.bias.value.copy()
+    if op.norm is not None:
+        norm, source, offset = op.norm, weight, bias
+        gain = None if norm.weight is None else norm.weight.value
+        shift = None if norm.bias is None else norm.bias.value
+        weight, bias = np.empty_like(weight), np.empty(g.k, weight.dtype)
+        _fold(norm, source, offset, gain, shift, weight, bias)
+    y = p.value(g.y_shape, p.names[layer], last=_channels_last(g, x))
+    relu = end == 1 and not rest
+    ready = packed(g, weight, bias, x.last, y.last)
+    what = "conv2d + relu" if relu else "conv2d"
+    p.do(what, _conv.conv2d, g, x, weight, bias, y, relu, ready, writes=(y,))
+    if rest:
+        residual = p.in_order(rest[0], y.last)
+        return added(p, y, residual, p.names[op.norm], end)
+    if end == 2:
+        z = p.like(y, y.name)
+        kind = _pointwise.KINDS["relu6"]
+        p.do("relu6", _pointwise.activate, kind, y, z, writes=(z,), over=((z, y),))
+        return z
+    return y
 
 
 def _fold(layer, weight, bias, gain, shift, folded_weight, folded_bias) -> None:
