@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -309,6 +310,17 @@ def test_what_is_fused():
     )
 
 
+def test_a_bias_before_a_pool_sums_the_windows_errors():
+    model = _chain((2, 9, 9), Conv2d(2, 3, 3, **F64), MaxPool2d(3, 2), MaxPool2d(2))
+    plan = model.plan((2, 2, 9, 9))
+    (step,) = (s for s in plan.steps if s.what == "conv2d_backward_bias")
+    assert step.args[0].shape == (2, 3, 1, 1)
+    x = _images(model, 2)
+    _, grad_y, _, grads, _ = _layer_by_layer(model, x)
+    actual = model.vjp(x)[1](grad_y)[1]["0.bias"]
+    np.testing.assert_allclose(actual, grads["0.bias"], rtol=1e-12)
+
+
 def test_many_maps_lie_channels_last():
     plan = zoo.build("cifar-quick", seed=0).plan((2, 3, 32, 32), train=False)
     orders = {v.shape: v.last for step in plan.steps for v in step.writes}
@@ -458,6 +470,27 @@ def test_memory_comes_back_when_the_pullback_goes():
     for _ in range(3):
         model.vjp(x)
     assert model._plans.idle_bytes == held
+
+
+def test_a_model_that_goes_takes_its_memory_with_it():
+    model = zoo.build("lenet5", seed=0)
+    x = _images(model, 2)
+    model(x)
+    _, pullback = model.vjp(x)
+    plan = model.plan(x.shape)
+    plan.start(x).backward(np.ones((2, 10), np.float32))
+    spaces = [weakref.ref(space) for space in model._plans._idle._spaces]
+    gone = weakref.ref(model)
+    assert len(spaces) == 2
+    gc.disable()
+    try:
+        del model, pullback
+        assert gone() is None
+        assert not any(space() for space in spaces)
+        y = plan.start(x).y  # a plan in hand still runs
+    finally:
+        gc.enable()
+    assert y.shape == (2, 10)
 
 
 def test_x_is_not_held_after_the_run():
@@ -626,6 +659,15 @@ def test_maxima_before_the_activation_have_the_same_gradient(unit):
     np.testing.assert_array_equal(pullback(grad_y)[0], grad_x)
 
 
+def test_parameters_of_custom_layers_may_lie_anyhow():
+    model = Sequential(Scale(6), Linear(6, 2, **F64), input_shape=(6,))
+    model.layers["0"].gain.value = np.arange(12.0)[::2]
+    x = np.ones((2, 6))
+    expected, _ = model._forward(x, False)
+    np.testing.assert_array_equal(model(x), expected)
+    assert len(model._plans) == 1
+
+
 class Wrong(Scale):
     def __init__(self, size, what):
         super().__init__(size, np.float32)
@@ -716,6 +758,25 @@ def test_plan_says_what_is_wrong():
     assert isinstance(plan, Plan) and repr(plan).startswith("Plan(training, float32")
     with pytest.raises(ValueError, match="the plan is for float32 of shape"):
         plan.start(np.ones((2, 1, 28, 28), np.float32))
+
+
+def test_a_run_goes_back_once():
+    model = zoo.build("lenet5", seed=0)
+    x = _images(model, 2)
+    run = model.plan(x.shape).start(x)
+    with pytest.raises(ValueError, match="grad_y is float32 of shape"):
+        run.backward(run.y[:1])
+    with pytest.raises(ValueError, match="was made without input_gradient"):
+        run.backward(run.y, True)
+    run.backward(run.y)
+    with pytest.raises(RuntimeError, match="this run is over"):
+        run.backward(run.y)
+    run = model.plan(x.shape, train=False).start(x)
+    with pytest.raises(ValueError, match="was made without train"):
+        run.backward(run.y)
+    run.close()
+    with pytest.raises(RuntimeError, match="this run is over"):
+        run.backward(run.y)
 
 
 # -- training ------------------------------------------------------------------------

@@ -100,6 +100,10 @@ class Layer(ABC):
     A layer that draws random numbers has an attribute `rng`, a Generator or None;
     where it is None, `fit` lends its own.
 
+    The arrays that a model hands to `forward` and `backward` lie in memory that it uses
+    again after the pass. What `forward` returns as saved may hold them; what is kept
+    longer must be a copy. A layer's sizes are those it was built with.
+
     Constructor arguments kept as attributes of the same name are saved in checkpoints
     and shown by ``repr``. `cnn_ext.gradcheck` tells whether forward and backward agree.
 

@@ -7,14 +7,15 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnn_ext.plan.arena import ALIGNMENT, lay_out
 from cnn_ext.plan.compiler import compiled
-from cnn_ext.plan.program import Value, readable
-from cnn_ext.plan.run import Idle, Run, StalePlanError
+from cnn_ext.plan.program import Program, Value, readable
+from cnn_ext.plan.run import Idle, Run, StalePlanError, Workspace
 
 if TYPE_CHECKING:
     from cnn_ext.model import Model
@@ -39,6 +40,8 @@ class Plan:
         Whether it goes forward and back, or forward only.
     input_gradient : bool
         Whether it can make the gradient of the input.
+    repeat : bool
+        Whether the way back may be gone several times.
     memory : int
         Bytes that a run takes: activations, gradients, what layers save for their
         backward, gradients of the parameters. The input, the parameters and the
@@ -58,11 +61,14 @@ class Plan:
         input_gradient: bool = False,
         repeat: bool = False,
         frozen: bool = False,
-        idle: Idle | None = None,
+        idle: Idle,
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.train, self.input_gradient = train, input_gradient
-        self.idle = Idle() if idle is None else idle
+        self.repeat = repeat
+        # weak: workspaces in there know their plans, and a model that goes takes its
+        # memory with it at once
+        self._idle = weakref.ref(idle)
         self.program = program = compiled(
             model, shape, dtype, train, input_gradient, frozen
         )
@@ -73,7 +79,7 @@ class Plan:
         self.turn = len(program.forward)
         self._everything = list(range(self.turn, len(self.steps)))
         self._for_parameters = self._needed(program.gradients.values())
-        self._parameters = _parameters(model)
+        self._parameters = _parameters(model, program)
 
     def _needed(self, results: Any) -> list[int]:
         """The steps back without which these results would not come about."""
@@ -86,6 +92,18 @@ class Plan:
                 wanted.update(value.root for value in step.reads)
         return needed[::-1]
 
+    def take(self) -> Workspace:
+        """Memory for a run: what waits for one, or new."""
+        idle = self._idle()
+        found = None if idle is None else idle.take(self)
+        return Workspace(self) if found is None else found
+
+    def give(self, space: Workspace) -> None:
+        """Keep memory for the next run, unless the model is gone."""
+        idle = self._idle()
+        if idle is not None:
+            idle.give(space)
+
     def way_back(self, input_gradient: bool) -> list[int]:
         """The numbers of the steps back."""
         return self._everything if input_gradient else self._for_parameters
@@ -93,14 +111,15 @@ class Plan:
     def held_parameters(self) -> list[tuple[dict, str, Any, Any]]:
         """All parameters and their arrays, unless they no longer suit this plan."""
         held = []
-        for attributes, key, parameter, shape, dtype in self._parameters:
+        for attributes, key, parameter, shape, dtype, read in self._parameters:
             if attributes.get(key) is not parameter:
                 raise StalePlanError
             if parameter is None:
                 held.append((attributes, key, None, None))
                 continue
             array = parameter.value
-            if array.shape != shape or array.dtype != dtype or not readable(array):
+            like = array.shape == shape and array.dtype == dtype
+            if not like or (read and not readable(array)):
                 raise StalePlanError
             held.append((attributes, key, parameter, array))
         return held
@@ -129,7 +148,14 @@ class Plan:
         Returns
         -------
         Run
-            With `y`, and with ``backward(grad_y, input_gradient)``.
+            With `y`, and with ``backward(grad_y)``.
+
+        Examples
+        --------
+        >>> plan = model.plan(x.shape)
+        >>> run = plan.start(x)
+        >>> value, grad_y = loss(run.y, labels)
+        >>> _, grads = run.backward(grad_y)
         """
         if x.shape != self.shape or x.dtype != self.dtype:
             raise ValueError(
@@ -168,16 +194,19 @@ class Plan:
         )
 
 
-def _parameters(model: Model) -> list[tuple[dict, str, Any, Any, Any]]:
-    """Where each parameter of a model hangs, and what it is like; or that it is not."""
-    found: list[tuple[dict, str, Any, Any, Any]] = []
+def _parameters(
+    model: Model, program: Program
+) -> list[tuple[dict, str, Any, Any, Any, bool]]:
+    """Where each parameter hangs, what it is like, and whether steps read it."""
+    found: list[tuple[dict, str, Any, Any, Any, bool]] = []
     for layer in model.layers.values():
         attributes = vars(layer)
         for key, parameter in layer.parameters.items():
             array = parameter.value
-            found.append((attributes, key, parameter, array.shape, array.dtype))
+            read = (layer, key) in program.parameters
+            found.append((attributes, key, parameter, array.shape, array.dtype, read))
         if attributes.get("bias", layer) is None:
-            found.append((attributes, "bias", None, None, None))
+            found.append((attributes, "bias", None, None, None, False))
     return found
 
 

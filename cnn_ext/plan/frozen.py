@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_ext.plan import Plan
+from cnn_ext.plan.run import Idle
 
 if TYPE_CHECKING:
     from cnn_ext.model import Model
@@ -29,7 +30,9 @@ class FrozenModel:
     """
 
     def __init__(self, model: Model, shape: tuple[int, ...], dtype: Any) -> None:
-        self.plan = Plan(model.copy(), shape, dtype, False, frozen=True)
+        self._idle = Idle()
+        copy = model.copy()
+        self.plan = Plan(copy, shape, dtype, False, frozen=True, idle=self._idle)
         self.shape, self.dtype = self.plan.shape, self.plan.dtype
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

@@ -32,13 +32,15 @@ class Value:
         Whether images lie channels-last in memory.
     name : str
         What it is, for the plan's text.
+    sums : Value or None
+        A smaller value with the same sums over each channel, where there is one.
     source : str
         Where its memory is: "arena", shared with values that live at other times;
         "kept", of its own; "view", that of `base`; or not the plan's: "x", the user's
         input; "parameter".
     """
 
-    __slots__ = ("base", "dtype", "last", "name", "shape", "source", "view")
+    __slots__ = ("base", "dtype", "last", "name", "shape", "source", "sums", "view")
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Value:
         self.source = source
         # where channels or pixels are one, both orders are the same memory
         self.last = last and self.shape[1] > 1 and math.prod(self.shape[2:]) > 1
+        self.sums: Value | None = None
         self.base: Value | None = None
         self.view: Callable[[np.ndarray], np.ndarray] | None = None
 

@@ -17,7 +17,7 @@ from cnn_ext.plan.program import Slot, Value
 if TYPE_CHECKING:
     from cnn_ext.plan import Plan
 
-__all__ = ["Idle", "Run", "StalePlanError"]
+__all__ = ["Idle", "Run", "StalePlanError", "Workspace"]
 
 # Workspaces that wait for their next run: how many, and how many bytes together; the
 # one used last is kept whatever its size.
@@ -132,7 +132,7 @@ class Idle:
     def __init__(self) -> None:
         self._spaces: list[Workspace] = []
 
-    def take(self, plan: Plan) -> Workspace:
+    def take(self, plan: Plan) -> Workspace | None:
         """A workspace of this plan; nobody else has it until it is given back."""
         for space in reversed(self._spaces):
             if space.plan is plan:
@@ -141,7 +141,7 @@ class Idle:
                 except ValueError:  # another thread was faster
                     continue
                 return space
-        return Workspace(plan)
+        return None
 
     def give(self, space: Workspace) -> None:
         """Keep a workspace for later, and release those that are too many."""
@@ -171,8 +171,9 @@ class Run:
 
     def __init__(self, plan: Plan, x: np.ndarray) -> None:
         self._plan = plan
+        self._used = False
         self._space: Workspace | None = None
-        self._space = plan.idle.take(plan)
+        self._space = plan.take()
         try:
             self.y = self._space.forward(x)
         except BaseException:
@@ -180,11 +181,31 @@ class Run:
             raise
 
     def backward(
-        self, grad_y: np.ndarray, input_gradient: bool
+        self, grad_y: np.ndarray, input_gradient: bool = False
     ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-        """Return the gradients of the input and, by name, of the parameters."""
-        space = self._space
-        assert space is not None
+        """Return the gradients of the input and, by name, of the parameters.
+
+        Once: on the way back memory is used again, unless the plan may `repeat` it.
+
+        Raises
+        ------
+        RuntimeError
+            If the way back was gone before, or the run is closed.
+        ValueError
+            If grad_y is not like y, or the plan was made without what is asked for.
+        """
+        space, plan = self._space, self._plan
+        if space is None or (self._used and not plan.repeat):
+            raise RuntimeError("this run is over: backward goes with one start each")
+        if not plan.train or (input_gradient and not plan.input_gradient):
+            missing = "input_gradient" if plan.train else "train"
+            raise ValueError(f"{plan!r} was made without {missing}")
+        if grad_y.shape != self.y.shape or grad_y.dtype != self.y.dtype:
+            raise ValueError(
+                f"grad_y is {grad_y.dtype} of shape {grad_y.shape}, the output is "
+                f"{self.y.dtype} of shape {self.y.shape}"
+            )
+        self._used = True
         space.backward(grad_y, input_gradient)
         return space.grad_x if input_gradient else None, space.grads
 
@@ -193,7 +214,7 @@ class Run:
         space, self._space = self._space, None
         if space is not None:
             space.let_go()
-            self._plan.idle.give(space)
+            self._plan.give(space)
 
     def __del__(self) -> None:
         self.close()

@@ -145,7 +145,8 @@ def _convolved(
         p.do_gradient("conv2d_backward_weight", weight_pass, args, layer, keys[0])
         if bias is not None:
             bias_pass = _conv.conv2d_backward_bias
-            p.do_gradient("conv2d_backward_bias", bias_pass, (grad_y,), layer, keys[1])
+            errors = (grad_y.sums or grad_y,)
+            p.do_gradient("conv2d_backward_bias", bias_pass, errors, layer, keys[1])
         if not wanted:
             return None
         grad_x = p.like(x, f"gradient of {x.name}")

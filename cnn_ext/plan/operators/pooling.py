@@ -31,6 +31,8 @@ def max_pool(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, Bac
 
     def back(grad_y: Value, wanted: Sequence[bool]) -> list[Value | None]:
         grad_x = p.like(x, f"gradient of {x.name}")
+        # every window's error goes to one pixel, whole
+        grad_x.sums = grad_y.sums or grad_y
         p.do(
             "max_pool2d_backward", _pool.max_pool2d_backward,
             g, grad_y, winners, grad_x, writes=(grad_x,),
