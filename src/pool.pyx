@@ -71,7 +71,7 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
         if not p.average and p.argmax.itemsize < 8:
             codes = g.r * g.s
     p.tables = malloc(
-        places * sizeof(place) + (codes + 2 * g.s + g.stride_w) * sizeof(isize)
+        places * sizeof(place) + (codes + 2 * g.s + min(g.stride_w, g.w)) * sizeof(isize)
         + (g.out_h + 3 * g.out_w) * sizeof(double))
     if p.tables == NULL:
         return -1
@@ -79,7 +79,7 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
     p.column = p.row + g.h
     p.offset = <isize *> (p.row + places)
     p.columns = p.offset + codes
-    rows = <double *> (p.columns + 2 * g.s + g.stride_w)
+    rows = <double *> (p.columns + 2 * g.s + min(g.stride_w, g.w))
     cols = rows + g.out_h
     p.divisors = <char *> (cols + g.out_w)
     p.first = p.divisors + g.out_w * sizeof(double)

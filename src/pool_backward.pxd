@@ -98,7 +98,7 @@ cdef inline void plan_planes(pooling *p, isize *table) noexcept nogil:
     e.rows = min(g.out_h, 1 + ceil_div(
         p.rows_per_task - 1 + g.dilation_h * (g.r - 1), g.stride_h))
     e.counts = most_windows(&p.down) * g.s * <isize> sizeof(cnn_share)
-    e.errors = (e.counts + g.stride_w * <isize> sizeof(isize) + 63) // 64 * 64
+    e.errors = (e.counts + phases_of(p) * <isize> sizeof(isize) + 63) // 64 * 64
     e.places = e.errors + e.rows * e.pitch * p.x.itemsize
     e.total = e.places + e.rows * e.pitch * p.argmax.itemsize
 
