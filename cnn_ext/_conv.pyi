@@ -13,7 +13,7 @@ def conv2d(
     weight: _Array,
     bias: _Array | None,
     y: _Array,
-    relu: bool = False,
+    activation: int = 0,
     prepared: _Array | None = None,
 ) -> None: ...
 def prepare_conv2d(

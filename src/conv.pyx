@@ -21,7 +21,7 @@ from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
 from kernels cimport (
-    CNN_LINEAR, CNN_RELU, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
+    CNN_LINEAR, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
 from weight_gradient cimport (
     exchange, exchange_pays, gradient_of_weight, join_rows,
@@ -237,10 +237,10 @@ cdef int run_backward_weight(
     return failed
 
 
-def conv2d(object sizes, x, weight, bias, y, bint relu=False, prepared=None):
+def conv2d(object sizes, x, weight, bias, y, int activation=CNN_LINEAR, prepared=None):
     """y[n,k] = bias[k] + sum over c, r, s of weight[k,c,r,s] * x[n,c] shifted.
 
-    `prepared` is what prepare_conv2d made of weight and bias, or None.
+    activation: 0, 1 (ReLU) or 2 (ReLU6). `prepared` is what prepare_conv2d made of weight and bias, or None.
     """
     cdef conv_geometry g = conv_sizes(sizes)
     cdef Py_buffer vx, vw, vb, vy, vp
@@ -259,7 +259,7 @@ def conv2d(object sizes, x, weight, bias, y, bint relu=False, prepared=None):
     with nogil:
         failed = run_forward(
             &g, image_of(&vx), <const char *> vw.buf, b, image_of(&vy),
-            CNN_RELU if relu else CNN_LINEAR, p)
+            activation, p)
     PyBuffer_Release(&vx)
     PyBuffer_Release(&vw)
     PyBuffer_Release(&vy)

@@ -70,8 +70,10 @@ def test_relu_as_the_result_is_stored(channels, filters):
     w = rng.standard_normal((filters, channels, 3, 3), np.float32)
     b = rng.standard_normal(filters, np.float32)
     y = F.conv2d(x, w, b)
-    np.testing.assert_array_equal(
-        F.conv2d(x, w, b, activation="relu"), np.where(y <= 0, 0, y)
-    )
-    with pytest.raises(ValueError, match="activation must be None or 'relu'"):
-        F.conv2d(x, w, b, activation="tanh")
+    expected = np.where(y <= 0, 0, y)
+    np.testing.assert_array_equal(F.conv2d(x, w, b, activation="relu"), expected)
+    expected[expected > 6] = 6
+    np.testing.assert_array_equal(F.conv2d(x, w, b, activation="relu6"), expected)
+    for wrong in ("tanh", 1, ["relu"]):
+        with pytest.raises(ValueError, match="must be None, 'relu' or 'relu6', got"):
+            F.conv2d(x, w, b, activation=wrong)

@@ -85,7 +85,7 @@ def test_errors():
         convolve(random((1, 16, 8, 8), np.float32, 2))
     with pytest.raises(TypeError, match="x is float64 but weight is float32"):
         convolve(random((2, 16, 8, 8), np.float64, 2))
-    with pytest.raises(ValueError, match="activation must be None or 'relu'"):
+    with pytest.raises(ValueError, match="activation must be None, 'relu' or 'relu6'"):
         F.prepare_conv2d(weight, None, (2, 16, 8, 8), activation="tanh")
     with pytest.raises(TypeError, match="bias is float64"):
         F.prepare_conv2d(weight, np.zeros(32), (2, 16, 8, 8))

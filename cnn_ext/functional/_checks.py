@@ -45,3 +45,19 @@ def check_both(x: Array, single_x: bool, grad_y: Array, single: bool) -> None:
 def check_sizes(x: Array, name: str) -> None:
     if 0 in x.shape[1:]:
         raise ValueError(f"{name} must not have an empty axis, got shape {x.shape}")
+
+
+#: What a convolution may end with, as the compiled passes number it.
+_ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
+
+
+def activation_code(activation: str | None) -> int:
+    if activation is not None and not isinstance(activation, str):
+        code = None
+    else:
+        code = _ACTIVATIONS.get(activation)
+    if code is None:
+        raise ValueError(
+            f"activation must be None, 'relu' or 'relu6', got {shown(activation)}"
+        )
+    return code

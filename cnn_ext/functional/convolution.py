@@ -22,6 +22,7 @@ from ._checks import (
     Array,
     Padding,
     Size,
+    activation_code,
     check_both,
     check_shape,
     check_sizes,
@@ -46,7 +47,7 @@ def conv2d(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    activation: Literal["relu"] | None = None,
+    activation: Literal["relu", "relu6"] | None = None,
     out: Array | None = None,
 ) -> Array:
     """2-D convolution (cross-correlation, the kernel is not flipped).
@@ -66,7 +67,7 @@ def conv2d(
         SAME_UPPER, for any stride) or ``"same_lower"``.
     groups : int
         Channels and filters fall into this many independent groups.
-    activation : {None, "relu"}
+    activation : {None, "relu", "relu6"}
         Applied as the result is stored, at no cost; NaN stays NaN.
     out : ndarray, optional
         Where to put the result.
@@ -94,13 +95,12 @@ def conv2d(
         bias = vector(bias, "bias", g.k, f"weight has {g.k} filters")
     if x.dtype is not weight.dtype or not (bias is None or x.dtype is bias.dtype):
         same_dtype(x, "x", weight=weight, bias=bias)
-    if activation not in (None, "relu"):
-        raise ValueError(f"activation must be None or 'relu', got {shown(activation)}")
+    end = activation_code(activation) if activation is not None else 0
     if out is None:
         y = new_like(x, g.y_shape)
     else:
         y = checked_out(out, g.y_shape, x, single, x=x, weight=weight, bias=bias)
-    _conv.conv2d(g, x, contiguous(weight), bias, y, activation is not None)
+    _conv.conv2d(g, x, contiguous(weight), bias, y, end)
     return y[0] if single else y
 
 

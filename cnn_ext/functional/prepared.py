@@ -8,8 +8,8 @@ import numpy as np
 
 from .. import _conv
 from .._arrays import checked_out, floats, images, lines, new_like, same_dtype, vector
-from .._geometry import ConvGeometry, shown
-from ._checks import Array, Padding, Size, check_shape
+from .._geometry import ConvGeometry
+from ._checks import Array, Padding, Size, activation_code, check_shape
 
 __all__ = ["PreparedConv2d", "prepare_conv2d"]
 
@@ -50,12 +50,12 @@ class PreparedConv2d:
         geometry: ConvGeometry,
         weight: Array,
         bias: Array | None,
-        activation: str | None,
+        activation: int,
         channels_last: bool,
     ) -> None:
         self._geometry = geometry
         self._weight, self._bias = weight, bias
-        self._relu = activation is not None
+        self._activation = activation
         self._packed = packed(geometry, weight, bias, channels_last, channels_last)
         self.nbytes = 0 if self._packed is None else self._packed.nbytes
 
@@ -94,7 +94,13 @@ class PreparedConv2d:
         else:
             y = checked_out(out, shape, x, single, x=x)
         _conv.conv2d(
-            self._geometry, x, self._weight, self._bias, y, self._relu, self._packed
+            self._geometry,
+            x,
+            self._weight,
+            self._bias,
+            y,
+            self._activation,
+            self._packed,
         )
         return y[0] if single else y
 
@@ -114,7 +120,7 @@ def prepare_conv2d(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    activation: Literal["relu"] | None = None,
+    activation: Literal["relu", "relu6"] | None = None,
     channels_last: bool = False,
 ) -> PreparedConv2d:
     """Pack the weights of a convolution that will run many times.
@@ -153,6 +159,5 @@ def prepare_conv2d(
     if bias is not None:
         bias = vector(bias, "bias", g.k, f"weight has {g.k} filters").copy()
         same_dtype(weight, "weight", bias=bias)
-    if activation not in (None, "relu"):
-        raise ValueError(f"activation must be None or 'relu', got {shown(activation)}")
-    return PreparedConv2d(g, weight, bias, activation, bool(channels_last))
+    end = activation_code(activation)
+    return PreparedConv2d(g, weight, bias, end, bool(channels_last))

@@ -170,4 +170,6 @@ def _takes_norm(op: Operation, after: Layer) -> bool:
 def _takes_activation(op: Operation, after: Layer) -> bool:
     if op.norm is not None or _is(op.layer, (BatchNorm2d, Add)):
         return _is(after, _PIECEWISE)
-    return _is(op.layer, (*_CONVOLUTIONS, Linear)) and _is(after, (ReLU,))
+    if _is(op.layer, _CONVOLUTIONS):
+        return _is(after, _PIECEWISE)
+    return _is(op.layer, (Linear,)) and _is(after, (ReLU,))

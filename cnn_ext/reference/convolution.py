@@ -64,7 +64,8 @@ def conv2d(
     ``y[n,k,i,j] = bias[k] + sum over c,r,s of weight[k,c,r,s]
     * x[n, c, i*stride + r*dilation - top, j*stride + s*dilation - left]``
     where c runs over the channels of k's group, and pixels outside of the image are
-    zero. With ``activation="relu"`` a sum that is not above zero becomes zero.
+    zero. With ``activation="relu"`` a sum that is not above zero becomes zero; with
+    "relu6" one above 6 becomes 6 too.
 
     See Also
     --------
@@ -84,8 +85,10 @@ def conv2d(
         bias = np.asarray(bias, dtype=np.float64)
         check(bias, (g.k,), "bias")
         y += bias[:, None, None]
-    if activation == "relu":
+    if activation is not None:
         y[y <= 0] = 0
+    if activation == "relu6":
+        y[y > 6] = 6
     return deliver(y, single, out)
 
 

@@ -30,8 +30,7 @@ static void TILE(const cnn_plane_tile *q)
         UNROLL for (int v = 0; v < NV; v++) {
             VEC sum = acc[i][v];
             if (q->start == CNN_ADD) sum += FN(load)(c + v * LANES);
-            if (q->activation == CNN_RELU)
-                sum = FN(select)((IVEC)(sum <= 0), (VEC){0}, sum);
+            sum = FN(activated)(sum, q->activation);
             FN(store)(c + v * LANES, sum);
         }
     }

@@ -97,14 +97,6 @@ static void (*const FN(deltas)[])(void *, const void *, const void *, isize, dou
     FN(silu_backward),      FN(hardswish_backward), FN(gelu_backward),
 };
 
-static inline VEC FN(activated)(VEC v, int activation)
-{
-    if (activation != CNN_LINEAR) v = FN(select)((IVEC)(v <= 0), (VEC){0}, v);
-    if (activation == CNN_RELU6)
-        v = FN(select)((IVEC)(v >= 6), FN(splat)(6), v);
-    return v;
-}
-
 /* y = a + b, then the activation */
 static void FN(add)(void *y_, const void *a_, const void *b_, isize count,
                     int activation)

@@ -66,9 +66,10 @@ static void TILE(const cnn_tile *q)
         next_step = 0;
     }
     /* the usual tile has no branch in it */
-    if (q->activation == CNN_RELU && q->start != CNN_ADD)
+    if (q->activation != CNN_LINEAR && q->start != CNN_ADD)
         UNROLL for (int i = 0; i < ROWS; i++)
-            UNROLL for (int v = 0; v < NV; v++) acc[i][v] = FN(relu_of)(acc[i][v]);
+            UNROLL for (int v = 0; v < NV; v++) 
+                acc[i][v] = FN(activated)(acc[i][v], q->activation);
     if (whole && q->rows == ROWS && q->start != CNN_ADD) {
         UNROLL for (int i = 0; i < ROWS; i++) {
             REAL *c = (REAL *)q->c[i] + q->c_move;
@@ -86,7 +87,7 @@ static void TILE(const cnn_tile *q)
             if (q->start == CNN_ADD) {
                 sum += left >= LANES ? FN(load)(c + v * LANES)
                                      : FN(load_part)(c + v * LANES, left);
-                if (q->activation == CNN_RELU) sum = FN(relu_of)(sum);
+                sum = FN(activated)(sum, q->activation);
             }
             if (left >= LANES)
                 FN(store)(c + v * LANES, sum);

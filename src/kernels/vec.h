@@ -77,6 +77,14 @@ static inline VEC FN(relu_of)(VEC v) /* NaN stays NaN */
     return FN(select)((IVEC)(v <= 0), (VEC){0}, v);
 }
 
+/* What a pass ends with. */
+static inline VEC FN(activated)(VEC v, int activation)
+{
+    if (activation != CNN_LINEAR) v = FN(relu_of)(v);
+    if (activation == CNN_RELU6) v = FN(select)((IVEC)(v >= 6), FN(splat)(6), v);
+    return v;
+}
+
 /* correctly rounded square roots */
 static inline VEC FN(root)(VEC v)
 {

@@ -146,8 +146,7 @@ static void W(winograd_output)(void *y_, isize row_step, isize col_step, isize r
             UNROLL for (int j = 0; j < M; j++) {
                 if (j >= cols) break;
                 VEC sum = out[j] + add;
-                if (activation == CNN_RELU)
-                    sum = FN(select)((IVEC)(sum <= 0), (VEC){0}, sum);
+                sum = FN(activated)(sum, activation);
                 if (n >= LANES)
                     FN(store)(y + i * row_step + j * col_step, sum);
                 else

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn_ext import _conv, _normalize, _pointwise
+from cnn_ext import _conv, _normalize
 from cnn_ext._geometry import ConvGeometry
 from cnn_ext.functional.prepared import packed
 from cnn_ext.plan.fusion import Operation
@@ -19,6 +19,9 @@ from cnn_ext.plan.program import Program, Value
 __all__ = ["convolution", "separable"]
 
 
+_WHAT = ("conv2d", "conv2d + relu", "conv2d + relu6")
+
+
 def convolution(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, Back]:
     """With `op.norm`, in inference, `inputs` may hold a second value to be added."""
     layer, (x, *rest) = op.layer, inputs
@@ -28,7 +31,7 @@ def convolution(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, 
     if p.frozen:
         return _frozen(p, op, g, inputs, end), no_way_back
     if op.norm is None:
-        y, back = _convolved(p, layer, g, x, weight, bias, keys, end == 1)
+        y, back = _convolved(p, layer, g, x, weight, bias, keys, end)
         return y, lambda grad_y, wanted: [back(grad_y, wanted[0])]
     last = _channels_last(g, x)
     residual = p.in_order(rest[0], last) if rest else None
@@ -41,15 +44,10 @@ def convolution(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, 
         "fold batch norm", _fold, op.norm, weight, bias, *scaling, *folded,
         writes=folded,
     )  # fmt: skip
-    in_store = end == 1 and residual is None
+    in_store = end if residual is None else 0
     y, _ = _convolved(p, layer, g, x, *folded, keys, in_store)
     if residual is not None:
         y = added(p, y, residual, p.names[op.norm], end)
-    elif end == 2:
-        z = p.like(y, y.name)
-        kind = _pointwise.KINDS["relu6"]
-        p.do("relu6", _pointwise.activate, kind, y, z, writes=(z,), over=((z, y),))
-        y = z
     return y, no_way_back
 
 
@@ -67,18 +65,12 @@ def _frozen(
         weight, bias = np.empty_like(weight), np.empty(g.k, weight.dtype)
         _fold(norm, source, offset, gain, shift, weight, bias)
     y = p.value(g.y_shape, p.names[layer], last=_channels_last(g, x))
-    relu = end == 1 and not rest
+    stored = 0 if rest else end
     ready = packed(g, weight, bias, x.last, y.last)
-    what = "conv2d + relu" if relu else "conv2d"
-    p.do(what, _conv.conv2d, g, x, weight, bias, y, relu, ready, writes=(y,))
+    p.do(_WHAT[stored], _conv.conv2d, g, x, weight, bias, y, stored, ready, writes=(y,))
     if rest:
         residual = p.in_order(rest[0], y.last)
         return added(p, y, residual, p.names[op.norm], end)
-    if end == 2:
-        z = p.like(y, y.name)
-        kind = _pointwise.KINDS["relu6"]
-        p.do("relu6", _pointwise.activate, kind, y, z, writes=(z,), over=((z, y),))
-        return z
     return y
 
 
@@ -130,16 +122,15 @@ def _convolved(
     weight: Value,
     bias: Value | None,
     keys: tuple[str, str],
-    relu: bool = False,
+    end: int = 0,
 ) -> tuple[Value, Callable[[Value, bool], Value | None]]:
     name = p.names[layer]
     y = p.value(g.y_shape, name, last=_channels_last(g, x))
-    what = "conv2d + relu" if relu else "conv2d"
-    p.do(what, _conv.conv2d, g, x, weight, bias, y, relu, writes=(y,))
+    p.do(_WHAT[end], _conv.conv2d, g, x, weight, bias, y, end, writes=(y,))
 
     def back(grad_y: Value, wanted: bool) -> Value | None:
-        if relu:
-            grad_y = stopped(p, grad_y, y)
+        if end:
+            grad_y = stopped(p, grad_y, y, end)
         weight_pass = _conv.conv2d_backward_weight
         args = g, grad_y, x
         p.do_gradient("conv2d_backward_weight", weight_pass, args, layer, keys[0])
