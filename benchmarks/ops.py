@@ -149,8 +149,9 @@ def _environment(
 _LEGEND = """\
 ratio = peer's time / ours; error = normwise relative, against float64 on a sample
 torch makes a new tensor a call and meets our call that makes a new array; engines write
-to memory of their own, or bound beforehand, and meet our call with out= (ms, GFLOP/s
-are of the first if both were timed)
+to memory of their own, or bound beforehand, from weights that they prepared, and meet
+our call with out= and prepared weights (ms, GFLOP/s are of the first if both were
+timed)
 * the peer takes NCHW alone, and was given NCHW"""
 
 

@@ -13,7 +13,8 @@ __all__ = ["Ours"]
 
 
 class Ours(Peer):
-    """New arrays for results, or ``out=`` with `reuses_output`."""
+    """New arrays for results; with `reuses_output` as engines work: ``out=``, and the
+    weights of a convolution prepared beforehand."""
 
     name = "cnn_ext"
     takes_channels_last = True
@@ -53,6 +54,13 @@ def _conv(task, data, options):
         "dilation": s.dilation,
         "groups": s.groups,
     }
+    if task.pass_ == "forward" and "out" in options:
+        out = options.pop("out")
+        last = task.order == "channels_last"
+        convolve = F.prepare_conv2d(
+            weight, None, s.x_shape, channels_last=last, **options
+        )
+        return lambda: convolve(x, out=out)
     if task.pass_ == "forward":
         return lambda: F.conv2d(x, weight, **options)
     if task.pass_ == "grad_x":
