@@ -2,7 +2,8 @@
 
 The default run draws about 150 random cases an operator, always the same ones.
 ``pytest -m slow`` runs the long tests too, among them 2,000 new cases an operator;
-``pytest --hypothesis-profile=thorough`` draws 2,000 in every test of random cases.
+``pytest --hypothesis-profile=thorough`` draws 2,000 in every test of random cases,
+``--hypothesis-profile=brief`` 25, for emulated CPUs.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ settings.register_profile(
     derandomize=False,
     print_blob=True,
 )
+settings.register_profile("brief", settings.get_profile("default"), max_examples=25)
 
 
 def pytest_configure(config):

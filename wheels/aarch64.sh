@@ -13,7 +13,7 @@ platform=manylinux_2_28_aarch64
 if [ -n "${PYTEST_ARGS-}" ]; then
     read -ra pytest_args <<<"$PYTEST_ARGS"
 else
-    pytest_args=("${operator_tests[@]}")
+    pytest_args=("${emulated_tests[@]}")
 fi
 [ "$(id -u)" -eq 0 ] || die "debootstrap, chroot and binfmt_misc need root"
 apt_install aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu qemu-aarch64-static=qemu-user-static \

@@ -129,8 +129,11 @@ finish() {
     mv "$1"/*.whl "$wheel"
 }
 
-# Every kernel, without training: for emulated CPUs, some twenty times slower.
-operator_tests=(tests/test_{conv,pool,subsample,linear,adjoint,special_values}.py)
+# Every kernel, without training.
+operator_tests=(tests/test_{conv,transposed,pool,subsample,linear,adjoint}.py
+    tests/test_{special_values,pointwise,normalize,update,small_calls}.py)
+# For emulated CPUs, some twenty times slower: the same with fewer random cases.
+emulated_tests=(--hypothesis-profile=brief "${operator_tests[@]}")
 
 # The tests as an installed package meets them: no sources of ours beside them.
 copy_tests() {

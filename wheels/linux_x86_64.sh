@@ -17,7 +17,7 @@ platform=manylinux_2_28_x86_64
 if [ -n "${EMULATED_ARGS-}" ]; then
     read -ra emulated_args <<<"$EMULATED_ARGS"
 else
-    emulated_args=("${operator_tests[@]}")
+    emulated_args=("${emulated_tests[@]}")
 fi
 [ "$(uname -sm)" = "Linux x86_64" ] || die "this is for Linux on x86-64"
 apt_install gcc=gcc make=libc6-dev
