@@ -3,7 +3,8 @@
 from boxes cimport band_of, boxes, tap_list
 from columns cimport column_space_of, columns_task, plan_columns
 from correlate cimport (
-    COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, aligned, correlation, order_of_weights,
+    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, PLANES, WINOGRAD, aligned,
+    correlation, order_of_weights,
 )
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
@@ -17,6 +18,11 @@ from kernels cimport (
 from depthwise cimport (
     correlate_depthwise, depthwise_gradient_space, depthwise_gradient_task,
     plan_depthwise_gradient, store_depthwise,
+)
+from depthwise_planes cimport (
+    correlate_depthwise_planes, depthwise_planes_gradient_space,
+    depthwise_planes_gradient_task, plan_depthwise_planes_gradient,
+    store_depthwise_planes,
 )
 from few_pixels cimport (
     few_pixels, few_pixels_task, few_space_of, plan_few_pixels,
@@ -90,6 +96,10 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
         return DEPTHWISE
     if c.taps.count == 0:
         return DIRECT
+    # rows of outputs that lie together (not the phases of a strided gradient)
+    if (c.depth == 1 and c.outs == 1 and c.groups > 1
+            and c.src.step_w == 1 and c.dst.step_w == 1):
+        return DEPTHWISE_PLANES
     if (c.outs >= 16 and not c.transposed and c.dst.n * c.dst.h * c.dst.w <= 64
             and c.depth * c.outs * c.taps.count >= 1 << 16):
         return COLUMNS
@@ -124,7 +134,7 @@ cdef inline weight_passes plan_correlation(
     c.direct = c.dst.step_c == 1 or c.outs == 1
     c.algorithm = choose(runtime, c)
     c.depth_now = c.depth
-    if c.algorithm == DEPTHWISE:
+    if c.algorithm == DEPTHWISE or c.algorithm == DEPTHWISE_PLANES:
         c.panel_bytes = 0
     elif c.algorithm == PLANES:
         plan_planes(c)
@@ -183,6 +193,8 @@ cdef inline int correlate(
     p = plan_correlation(runtime, c)
     if c.algorithm == DEPTHWISE:
         return correlate_depthwise(runtime, c, 1, 1)
+    if c.algorithm == DEPTHWISE_PLANES:
+        return correlate_depthwise_planes(runtime, c)
     prepared = c.prepared != NULL and is_prepared(c, &p)
     shared = <char *> runtime.take(
         offsets_bytes(c) + (0 if prepared else p.bytes))
@@ -315,14 +327,20 @@ cdef inline int choose_gradient(
     const cnn_runtime *runtime, gradient_of_weight *w
 ) noexcept nogil:
     """Choose the algorithm of a weights' gradient from its geometry."""
+    cdef isize size = w.kernels.itemsize
     w.winograd = filtering(
         runtime, w.kernels, &w.taps, w.channels, w.filters,
         w.grad_y.n, w.grad_y.h, w.grad_y.w)
     if w.winograd != NULL:
         return WINOGRAD
-    if (w.channels == 1 and w.filters == 1 and w.groups > 1
-            and w.x.step_c == 1 and w.grad_y.step_c == 1):
-        return DEPTHWISE
+    if w.channels == 1 and w.filters == 1 and w.groups > 1:
+        if w.x.step_c == 1 and w.grad_y.step_c == 1:
+            return DEPTHWISE
+        # the widest vectors stay half empty along the rows of small planes (7x7 float32
+        # 10 to 20 % slower than PLANES); narrower ones gain there too
+        if (w.x.step_w == 1 and w.grad_y.step_w == 1 and (
+                w.kernels.lanes * size < 64 or w.grad_y.h * w.grad_y.w * size >= 512)):
+            return DEPTHWISE_PLANES
     # vectors of filters would stay half empty (after the exchange with channels);
     # GFLOP/s direct and by planes: 5x5 1->6 29 and 47, but 3->32 127 and 74
     return PLANES if w.filters < 16 else DIRECT
@@ -350,6 +368,10 @@ cdef inline int weight_gradient(
         plan_depthwise_gradient(w)
         scratch = depthwise_gradient_space(w)
         task, w.store = depthwise_gradient_task, store_depthwise
+    elif w.algorithm == DEPTHWISE_PLANES:
+        plan_depthwise_planes_gradient(w)
+        scratch = depthwise_planes_gradient_space(w)
+        task, w.store = depthwise_planes_gradient_task, store_depthwise_planes
     elif w.algorithm == PLANES:
         plan_planes_gradient(w)
         scratch = dot_space_of(w).total

@@ -15,7 +15,9 @@ from algorithms cimport (
 )
 from boxes cimport tap_list
 from channel_sums cimport sum_channels
-from correlate cimport COLUMNS, DEPTHWISE, DIRECT, PLANES, WINOGRAD, correlation
+from correlate cimport (
+    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, PLANES, WINOGRAD, correlation,
+)
 from depthwise cimport correlate_depthwise
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
@@ -384,6 +386,7 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     names = {
         DIRECT: "direct", PLANES: "planes", DEPTHWISE: "depthwise",
         WINOGRAD: "winograd", COLUMNS: "columns",
+        DEPTHWISE_PLANES: "depthwise-planes",
     }
     check(make_tables(&tables, g.r * g.s), "explain_conv2d")
     c = forward_of(&g, &tables, x, NULL, NULL, y, CNN_LINEAR)

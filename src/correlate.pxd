@@ -23,6 +23,7 @@ cdef enum:
     DIRECT
     PLANES
     DEPTHWISE
+    DEPTHWISE_PLANES
     WINOGRAD
     COLUMNS
 

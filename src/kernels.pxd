@@ -48,6 +48,18 @@ cdef extern from "table.h" nogil:
         const isize *tap
         isize stride, width, x_step, y_step, channels, first, last
 
+    cdef enum:
+        CNN_PLANE_HIGH
+
+    ctypedef struct cnn_depthwise_plane:
+        isize rows, cols, tap_rows, tap_cols
+        const isize *down
+        const isize *at
+        const isize *tap
+        isize stride, pitch
+        const void *x
+        isize y_step
+
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
         const void *first
@@ -150,6 +162,13 @@ cdef extern from "table.h" nogil:
         ) noexcept nogil
         void (*depthwise_gradient)(
             const cnn_depthwise *, void *, const void *) noexcept nogil
+        void (*depthwise_plane)(
+            const cnn_depthwise_plane *, void *, const void *, const void *, int
+        ) noexcept nogil
+        void (*depthwise_plane_gradient)(
+            const cnn_depthwise_plane *, void *, const void *) noexcept nogil
+        void (*take_columns)(
+            void *, isize, const void *, isize, isize, isize, isize) noexcept nogil
         const cnn_winograd *winograd
         void (**activation)(
             void *, const void *, isize, double, double) noexcept nogil

@@ -210,6 +210,14 @@ CONV_CASES = {
     "groups": ConvCase(2, 6, 8, 8, 9, 3, 3, padding=1, groups=3),
     "depthwise": ConvCase(2, 19, 8, 9, 19, 3, 3, padding=1, groups=19),
     "depthwise stride 2": ConvCase(1, 17, 9, 8, 17, 5, 5, 2, 2, groups=17),
+    "depthwise, rows of several vectors": ConvCase(
+        2, 5, 13, 45, 5, 3, 3, 2, 1, groups=5
+    ),
+    "depthwise, boxes of rows": ConvCase(1, 3, 60, 75, 3, 3, 3, padding=1, groups=3),
+    "depthwise, boxes of columns": ConvCase(1, 2, 3, 3200, 2, 5, 5, 1, 2, groups=2),
+    "depthwise, uneven taps": ConvCase(
+        2, 3, 11, 37, 3, 2, 4, (1, 3), (0, 2), dilation=(2, 1), groups=3
+    ),
     "depth multiplier": ConvCase(2, 5, 8, 8, 10, 3, 3, padding=1, groups=5),
     "no images": ConvCase(0, 3, 8, 8, 4, 3, 3, padding=1),
     "wide enough for minimal filtering": ConvCase(2, 33, 13, 14, 35, 3, 3, padding=1),

@@ -21,6 +21,9 @@ def test_each_kind_of_geometry_gets_its_algorithm():
     assert chosen((8, 1, 28, 28), (6, 1, 5, 5)) == ["planes"] * 3
     depthwise = (8, 64, 28, 28), (64, 1, 3, 3)
     assert chosen(*depthwise, groups=64, channels_last=True) == ["depthwise"] * 3
+    assert chosen(*depthwise, groups=64) == ["depthwise-planes"] * 3
+    strided = chosen(*depthwise, groups=64, stride=2)
+    assert strided == ["depthwise-planes", "planes", "depthwise-planes"]
 
 
 def test_strict_precision_sums_directly():

@@ -303,3 +303,17 @@ def test_large_results_begin_a_cache_line(order):
     kept = [F.conv2d(x, weight) for _ in range(5)]
     assert all(y.ctypes.data % 64 == 0 for y in kept)
     assert all(y.strides == x.strides and y.flags.writeable for y in kept)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+def test_depthwise_gradient_leaves_out_what_taps_do_not_reach(order, dtype, kernel_set):
+    """Infinite pixels beyond a tap's reach must not meet zeros of unused lanes."""
+    x, grad_y = np.ones((2, 3, 11, 21), dtype), np.ones((2, 3, 9, 19), dtype)
+    x[..., -1], x[..., -1, :] = np.inf, np.inf
+    grad_weight = F.conv2d_backward_weight(
+        lay_out(grad_y, order), lay_out(x, order), (3, 1, 3, 3), groups=3
+    )
+    expected = np.full((3, 1, 3, 3), np.inf, dtype)
+    expected[..., :2, :2] = grad_y[:, 0].size
+    np.testing.assert_array_equal(grad_weight, expected)

@@ -244,6 +244,7 @@ _WHY = {
     "planes": "few channels or filters: rows are filters, vectors are pixels of planes",
     "columns": "one matrix product: rows are filters as they lie, vectors are pixels",
     "depthwise": "one channel a group: vectors are channels",
+    "depthwise-planes": "one channel a group: vectors are columns of a row",
     "winograd": "3x3 or 5x5 with stride 1 and 16 or more channels and filters: "
     "minimal filtering on patches of 6x6 pixels",
 }
@@ -291,6 +292,6 @@ def explain_conv2d(
     names = _conv.algorithms(g, np.dtype(dtype).itemsize, bool(channels_last))
     passes = ("forward", "backward_input", "backward_weight")
     return "\n".join(
-        f"{which:<16}{name:<10}{_WHY[name]}"
+        f"{which:<16}{name:<17}{_WHY[name]}"
         for which, name in zip(passes, names, strict=True)
     )

@@ -50,6 +50,7 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
 #include "row.h"
 #include "transpose.h"
 #include "depthwise.h"
+#include "depthwise_planes.h"
 #define ROWS 1
 #define COLS DOT_COLS_1
 #define TILE FN(dot_tile_1)
@@ -140,6 +141,9 @@ static const cnn_kernels FN(kernels) = {
     .gradient_tile = FN(gradient_tiles),
     .depthwise = FN(depthwise),
     .depthwise_gradient = FN(depthwise_gradient),
+    .depthwise_plane = FN(depthwise_plane),
+    .depthwise_plane_gradient = FN(depthwise_plane_gradient),
+    .take_columns = FN(take_columns),
     .transpose = FN(transpose),
     .copy = FN(copy),
     .pack = FN(pack),

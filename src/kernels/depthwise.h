@@ -47,7 +47,7 @@ BODY FN(depthwise_near)(const cnn_depthwise *g, REAL *y, const REAL *weight,
     UNROLL for (int i = 0; i < SOME; i++) {
         VEC sum = acc[i];
         sum = FN(activated)(sum, activation);
-        if (whole || i < todo) FN(store_lanes)(y + i * g->y_step + c, sum, n);
+        if (whole || i < todo) FN(store_some)(y + i * g->y_step + c, sum, n);
     }
 }
 
@@ -96,7 +96,7 @@ BODY FN(depthwise_any)(const cnn_depthwise *g, REAL *y, const REAL *weight,
     UNROLL for (int i = 0; i < some; i++) {
         VEC sum = acc[i];
         sum = FN(activated)(sum, activation);
-        FN(store_lanes)(y + i * g->y_step + c, sum, n);
+        FN(store_some)(y + i * g->y_step + c, sum, n);
     }
 }
 

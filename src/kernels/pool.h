@@ -20,14 +20,6 @@ static inline VEC FN(load_lanes)(const REAL *p, isize lane, isize n)
     return v;
 }
 
-static inline void FN(store_lanes)(REAL *p, VEC v, isize n)
-{
-    if (n >= LANES)
-        FN(store)(p, v);
-    else
-        FN(store_part)(p, v, n);
-}
-
 static inline void FN(store_codes)(void *to, int size, isize at, IVEC code, isize n)
 {
     n = n < LANES ? n : LANES;
@@ -111,7 +103,7 @@ FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x,
             }
     }
     UNROLL for (int v = 0; v < some; v++) {
-        FN(store_lanes)(y + at + v * LANES, best[v], n);
+        FN(store_some)(y + at + v * LANES, best[v], n);
         if (argmax) FN(store_codes)(argmax, argmax_size, at + v * LANES, winner[v], n);
     }
 }
@@ -174,7 +166,7 @@ FN(sum_block)(REAL *y, const REAL *x, const cnn_window *g, VEC by, const REAL *l
     UNROLL for (int v = 0; v < some; v++) {
         VEC divisor = by;
         if (lanes) divisor *= FN(load_lanes)(lanes + at + v * LANES, 1, n);
-        FN(store_lanes)(y + at + v * LANES, sum[v] / divisor, n);
+        FN(store_some)(y + at + v * LANES, sum[v] / divisor, n);
     }
 }
 
@@ -242,7 +234,7 @@ FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_s
         FN(gather_block)(sum, grad_y, argmax, argmax_size, g->share, g->shares[0],\
                          at, n, some);                                            \
         UNROLL for (int v = 0; v < some; v++)                                     \
-            FN(store_lanes)(grad_x + at + v * LANES, sum[v], n);                  \
+            FN(store_some)(grad_x + at + v * LANES, sum[v], n);                  \
     } while (0)
             WALK(g->count);
 #undef BLOCK
@@ -276,9 +268,9 @@ FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_s
                 VEC a, b;
                 PHASE(a, g->share, first, n);
                 PHASE(b, second, others, n);
-                FN(store_lanes)(to, FN(zip_low)(a, b), left);
+                FN(store_some)(to, FN(zip_low)(a, b), left);
                 if (left > LANES)
-                    FN(store_lanes)(to + LANES, FN(zip_high)(a, b), left - LANES);
+                    FN(store_some)(to + LANES, FN(zip_high)(a, b), left - LANES);
             }
         } else {
             RUNS {
@@ -363,7 +355,7 @@ static void FN(scale_row)(void *dst_, const void *src_, isize count, double scal
     for (isize at = 0; at < count; at += LANES) {
         isize n = count - at;
         VEC value = FN(load_lanes)(src + at, 1, n) * (REAL)scale;
-        FN(store_lanes)(dst + at, value * FN(load_lanes)(scales + at, 1, n), n);
+        FN(store_some)(dst + at, value * FN(load_lanes)(scales + at, 1, n), n);
     }
 }
 
@@ -379,7 +371,7 @@ static void FN(sum_spread)(void *row_, isize step, isize cols, isize count,
         share *= FN(load_lanes)(scales + at, 1, n);
         if (step == 1) {
             for (isize s = 0; s < cols; s++)
-                FN(store_lanes)(row + at + s,
+                FN(store_some)(row + at + s,
                                 FN(load_lanes)(row + at + s, 1, n) + share, n);
         } else {
             for (isize i = 0; i < (n < LANES ? n : LANES); i++)
@@ -394,7 +386,7 @@ static void FN(add_row)(void *dst_, const void *src_, isize count)
     const REAL *src = src_;
     for (isize at = 0; at < count; at += LANES) {
         isize n = count - at;
-        FN(store_lanes)(dst + at, FN(load_lanes)(dst + at, 1, n) +
+        FN(store_some)(dst + at, FN(load_lanes)(dst + at, 1, n) +
                                       FN(load_lanes)(src + at, 1, n), n);
     }
 }
@@ -403,5 +395,5 @@ static void FN(fill_row)(void *dst_, double value, isize count)
 {
     REAL *dst = dst_;
     for (isize at = 0; at < count; at += LANES)
-        FN(store_lanes)(dst + at, FN(splat)((REAL)value), count - at);
+        FN(store_some)(dst + at, FN(splat)((REAL)value), count - at);
 }

@@ -128,6 +128,20 @@ typedef struct {
     isize channels, first, last;
 } cnn_depthwise;
 
+/* rows x cols outputs of one plane; CNN_PLANE_HIGH rows are made at a time, so that x has as
+ * many rows as that takes, and each row whole vectors from every tap's column on. */
+#define CNN_PLANE_HIGH 4
+typedef struct {
+    isize rows, cols;
+    isize tap_rows, tap_cols;
+    const isize *down;        /* for each row of taps output 0's row of x */
+    const isize *at;          /* for each column of taps output 0's element in its row */
+    const isize *tap;         /* [row][col]: which weight */
+    isize stride, pitch;      /* rows of x from output row to output row; elements */
+    const void *x;
+    isize y_step;             /* elements from output row to output row */
+} cnn_depthwise_plane;
+
 /* `count` neighbouring outputs, each over a window of rows x cols pixels. */
 typedef struct {
     isize count, lane;        /* x advances by `lane` from output to output */
@@ -223,6 +237,15 @@ typedef struct {
     /* sums[tap] += sum over the row of grad_y * x; whole vectors of sums */
     void (*depthwise_gradient)(const cnn_depthwise *, void *sums,
                                const void *grad_y);
+    /* the same for the rows of a plane; sums are a vector for each tap */
+    void (*depthwise_plane)(const cnn_depthwise_plane *, void *y, const void *weight,
+                            const void *bias, int activation);
+    void (*depthwise_plane_gradient)(const cnn_depthwise_plane *, void *sums,
+                                     const void *grad_y);
+    /* dst[i * dst_row + j] = src[i * src_row + j * stride]; vectors behind the last
+       column are overwritten with zeros */
+    void (*take_columns)(void *dst, isize dst_row, const void *src, isize src_row,
+                         isize stride, isize rows, isize cols);
     const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
 
     /* by CNN_ACT_...; y may be x, grad_x may be grad_y or kept, which is y, or x where

@@ -137,6 +137,18 @@ typedef __mmask8 FN(mask);
 typedef IVEC FN(mask);
 #endif
 
+/* lanes first <= lane < end */
+static inline FN(mask) FN(lane_range)(isize first, isize end)
+{
+#if VBYTES == 64
+    return (FN(mask))((1u << end) - (1u << first));
+#else
+    IVEC lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return (IVEC)(lane >= (IREAL)first) & (IVEC)(lane < (IREAL)end);
+#endif
+}
+
 /* whether value is more than best, or NaN */
 static inline FN(mask) FN(wins)(VEC value, VEC best)
 {
