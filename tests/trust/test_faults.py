@@ -47,10 +47,11 @@ def train(most=-1):
     model, optimizer = net(), Counting(lr=0.01, momentum=0.9)
     optimizer.most = most
     caught = None
+    fit = cnn_ext.fit  # imported now: a module half imported stays with some Pythons
     try:
         print("training", flush=True)
-        cnn_ext.fit(model, samples(512), optimizer=optimizer, epochs=10**6,
-                    batch_size=512 if large else 16, seed=0, verbose=0)
+        fit(model, samples(512), optimizer=optimizer, epochs=10**6,
+            batch_size=512 if large else 16, seed=0, verbose=0)
     except (KeyboardInterrupt, StopIteration):
         caught = time.time()
     return model, optimizer, caught
