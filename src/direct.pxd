@@ -261,7 +261,7 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             q.c = <void **> (scratch + w.c) + p * mr
             # the first block meets pixels that no cache holds yet
             q.next = NULL
-            if block == first and not c.banded and p + 1 < tiles:
+            if runs > 0 and block == first and not c.banded and p + 1 < tiles:
                 q.next = <const char *> a[(p + 1) * mr] + c.to[runs - 1] * size
             run_tile(kernels, &q, width)
         if not c.direct:
