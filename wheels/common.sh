@@ -131,7 +131,7 @@ finish() {
 
 # Every kernel, without training.
 operator_tests=(tests/test_{conv,transposed,pool,subsample,linear,adjoint}.py
-    tests/test_{special_values,pointwise,normalize,update,small_calls}.py)
+    tests/test_{special_values,pointwise,normalize,update}.py)
 # For emulated CPUs, some twenty times slower: the same with fewer random cases.
 emulated_tests=(--hypothesis-profile=brief "${operator_tests[@]}")
 
