@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import cnn_ext
+from cnn_ext import _runtime
 from cnn_ext import functional as F
 
 
@@ -62,6 +63,29 @@ def test_accuracy_against_float64(precision, bound, size):
         cnn_ext.set_precision("fast")
     for a, b in zip(found, wanted, strict=True):
         assert np.linalg.norm(a - b) <= bound * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_depthwise_ends_with_its_activation(channels_last, size, activation):
+    rng = np.random.default_rng(9)
+    x = 4 * rng.standard_normal((2, 20, 13, 40), np.float32)
+    if channels_last:
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    w = rng.standard_normal((20, 1, size, size), np.float32)
+    y = F.conv2d(x, w, groups=20)
+    expected = np.where(y <= 0, 0, y)
+    if activation == "relu6":
+        expected[expected > 6] = 6
+    for kernel_set in _runtime.kernel_sets():
+        before = _runtime.kernel_set()
+        _runtime.use_kernel_set(kernel_set)
+        try:
+            ended = F.conv2d(x, w, groups=20, activation=activation)
+        finally:
+            _runtime.use_kernel_set(before)
+        np.testing.assert_allclose(ended, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 5, 20])

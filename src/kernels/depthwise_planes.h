@@ -41,7 +41,7 @@ BODY FN(plane_rows)(const cnn_depthwise_plane *g, REAL *y, const REAL *x,
             }
     }
     UNROLL for (int i = 0; i < HIGH; i++) {
-        if (activation == CNN_RELU) acc[i] = FN(relu_of)(acc[i]);
+        acc[i] = FN(activated)(acc[i], activation);
         if (i < todo) FN(store_some)(y + i * g->y_step, acc[i], n);
     }
 }
