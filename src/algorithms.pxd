@@ -78,11 +78,14 @@ cdef inline const cnn_winograd *filtering(
     return f
 
 
+cdef inline bint has_pairs(const correlation *c) noexcept nogil:
+    """Whether a group has one channel in and one out."""
+    return c.depth == 1 and c.outs == 1 and c.groups > 1
+
+
 cdef inline bint is_depthwise(const correlation *c) noexcept nogil:
     """One channel in and one out a group, channels last: whatever the taps are."""
-    return (
-        c.depth == 1 and c.outs == 1 and c.groups > 1
-        and c.src.step_c == 1 and c.dst.step_c == 1)
+    return has_pairs(c) and c.src.step_c == 1 and c.dst.step_c == 1
 
 
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
@@ -97,8 +100,7 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     if c.taps.count == 0:
         return DIRECT
     # rows of outputs that lie together (not the phases of a strided gradient)
-    if (c.depth == 1 and c.outs == 1 and c.groups > 1
-            and c.src.step_w == 1 and c.dst.step_w == 1):
+    if has_pairs(c) and c.src.step_w == 1 and c.dst.step_w == 1:
         return DEPTHWISE_PLANES
     if (c.outs >= 16 and not c.transposed and c.dst.n * c.dst.h * c.dst.w <= 64
             and c.depth * c.outs * c.taps.count >= 1 << 16):

@@ -86,6 +86,16 @@ cdef struct tap_list:
     isize sy, sx
 
 
+cdef inline bint meets_padding(
+    const tap_list *taps, const image *src, const image *dst
+) noexcept nogil:
+    """Whether a tap of some output of dst lies outside of src."""
+    return (
+        taps.dy_min < 0 or taps.dx_min < 0
+        or (dst.h - 1) * taps.sy + taps.dy_max >= src.h
+        or (dst.w - 1) * taps.sx + taps.dx_max >= src.w)
+
+
 # The source pixels of a box, channels last, zeros where the image ends.
 cdef struct band:
     isize rows, cols, channels          # of one image of the box

@@ -3,8 +3,8 @@
 # weights, so it is for one tap over large planes, and for weights that outnumber the
 # pixels by far.
 
-from boxes cimport box, box_at, box_pixels, cut, tap_list
-from correlate cimport aligned, correlation
+from boxes cimport box, box_at, box_pixels, cut, meets_padding, tap_list
+from correlate cimport aligned, correlation, move_sums
 from geometry cimport ceil_div, pixel
 from kernels cimport (
     CNN_ADD, CNN_BIAS_ROWS, CNN_ZERO, cnn_kernels, cnn_tile, isize, run_tile,
@@ -89,28 +89,6 @@ cdef inline isize fill_whole_panels(
     return tiles
 
 
-cdef inline void move_rows(
-    const correlation *c, const box *where, isize channel, isize channels,
-    char *sums, isize step, bint load,
-) noexcept nogil:
-    """Copy sums[channel][pixel of the box] to dst, or from it."""
-    cdef isize n, i, run = where.j1 - where.j0, rows = where.i1 - where.i0
-    cdef char *at
-    if run == c.dst.w and c.dst.step_h == run * c.dst.step_w:
-        run *= rows
-        rows = 1
-    for n in range(where.n0, where.n1):
-        for i in range(rows):
-            at = pixel(&c.dst, n, channel, where.i0 + i, where.j0)
-            if load:
-                c.kernels.copy(
-                    sums, step, 1, at, c.dst.step_c, c.dst.step_w, channels, run)
-            else:
-                c.kernels.copy(
-                    at, c.dst.step_c, c.dst.step_w, sums, step, 1, channels, run)
-            sums += run * c.dst.itemsize
-
-
 cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const correlation *c = <const correlation *> job
     cdef const cnn_kernels *kernels = c.kernels
@@ -136,7 +114,7 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
         fill_panel(c, &where, group, p * c.block,
                    min(c.block, pixels - p * c.block), scratch + p * s.panel)
     q.batches, q.depth = 1, c.depth_now * c.taps.count
-    q.a_next, q.a_move, q.a_from, q.a_step = 0, 0, 0, 1
+    q.a_next, q.a_from, q.a_step = 0, 0, 1
     q.b_move, q.b_step = 0, c.block
     q.a, q.c = a, to
     q.a_at = NULL
@@ -157,7 +135,7 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
             else:
                 to[i] = scratch + s.sums + i * s.tiles * c.block * size
         if not c.direct and c.start == CNN_ADD:
-            move_rows(c, &where, channel, q.rows, scratch + s.sums,
+            move_sums(c, &where, channel, q.rows, scratch + s.sums, 1,
                       s.tiles * c.block, True)
         for p in range(tiles):
             q.b = scratch + p * s.panel
@@ -169,7 +147,7 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
                 q.next = weights + (m + mr) * row
             run_tile(kernels, &q, lanes if q.cols <= lanes else c.block)
         if not c.direct:
-            move_rows(c, &where, channel, q.rows, scratch + s.sums,
+            move_sums(c, &where, channel, q.rows, scratch + s.sums, 1,
                       s.tiles * c.block, False)
 
 
@@ -186,11 +164,7 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
     """Choose boxes and chunks of channels from the geometry alone."""
     cdef const tap_list *taps = &c.taps
     cdef isize size = c.kernels.itemsize, pixels = c.dst.n * c.dst.h * c.dst.w, panel
-    c.padded = (
-        taps.dy_min < 0 or taps.dx_min < 0
-        or (c.dst.h - 1) * taps.sy + taps.dy_max >= c.src.h
-        or (c.dst.w - 1) * taps.sx + taps.dx_max >= c.src.w
-    )
+    c.padded = meets_padding(taps, &c.src, &c.dst)
     if without_rows(c):
         c.src.w *= c.src.h
         c.dst.w *= c.dst.h

@@ -140,24 +140,26 @@ cdef inline void order_of_weights(correlation *c) noexcept nogil:
                 c.order[t] * c.depth_now + d if c.order[t] >= 0 else -1)
 
 
-cdef inline void move_tile(
+cdef inline void move_sums(
     const correlation *c, const box *where, isize channel, isize channels,
-    char *tile, bint load
+    char *sums, isize pixel_step, isize channel_step, bint load
 ) noexcept nogil:
-    """Copy the box's tile[pixel][channel] to dst, or from it."""
-    cdef isize n, i, run = where.j1 - where.j0, rows = where.i1 - where.i0
-    cdef isize size = c.dst.itemsize
+    """Copy the sums of a box's pixels, which lie in their order, to dst or from it."""
+    cdef isize n, i, run = where.j1 - where.j0, lines = where.i1 - where.i0
+    cdef isize rows, cols, row, col, to_row, to_col
     cdef char *at
     if run == c.dst.w and c.dst.step_h == run * c.dst.step_w:
-        run *= rows
-        rows = 1
+        run *= lines
+        lines = 1
+    rows, row, to_row = run, pixel_step, c.dst.step_w
+    cols, col, to_col = channels, channel_step, c.dst.step_c
+    if pixel_step == 1:     # the copy's columns are what lies side by side
+        rows, row, to_row, cols, col, to_col = cols, col, to_col, rows, row, to_row
     for n in range(where.n0, where.n1):
-        for i in range(rows):
+        for i in range(lines):
             at = pixel(&c.dst, n, channel, where.i0 + i, where.j0)
             if load:
-                c.kernels.copy(
-                    tile, c.block, 1, at, c.dst.step_w, c.dst.step_c, run, channels)
+                c.kernels.copy(sums, row, col, at, to_row, to_col, rows, cols)
             else:
-                c.kernels.copy(
-                    at, c.dst.step_w, c.dst.step_c, tile, c.block, 1, run, channels)
-            tile += run * c.block * size
+                c.kernels.copy(at, to_row, to_col, sums, row, col, rows, cols)
+            sums += run * pixel_step * c.dst.itemsize

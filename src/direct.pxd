@@ -4,10 +4,10 @@
 
 from boxes cimport (
     band_elements, band_of, band_offset, box, box_at, box_pixels, cut, fill_band,
-    halve, tap_list,
+    halve, meets_padding, tap_list,
 )
 from correlate cimport (
-    aligned, bias_panel, correlation, move_tile, pack_block, panel, width_of,
+    aligned, bias_panel, correlation, move_sums, pack_block, panel, width_of,
 )
 from geometry cimport ceil_div, pixel
 from kernels cimport CNN_ADD, cnn_kernels, cnn_tile, isize, run_tile
@@ -45,9 +45,8 @@ cdef inline pixel_order order_of(const correlation *c, const box *where) noexcep
     return o
 
 
-# A tile's pixels: where they reach in the source, and what follows from it.
+# What a tile's pixels reach in the source.
 cdef struct tile_reach:
-    isize y0, y1, x0, x1                # source pixels of the kernel's origin
     isize first, count                  # runs of taps: the others meet padding alone
     bint inside                         # no tap of any pixel meets padding
 
@@ -58,6 +57,7 @@ cdef inline tile_reach reach_of(
     """The reach of pixels p to `last` of a box."""
     cdef const tap_list *taps = &c.taps
     cdef isize line0 = p // o.run, line1 = last // o.run, v0, v1
+    cdef isize y0, y1, x0, x1           # source pixels of the kernel's origin
     cdef bint single = taps.rows == 1   # then columns rise as rows do elsewhere
     cdef tile_reach r
     v0, v1 = 0, o.run - 1
@@ -67,21 +67,20 @@ cdef inline tile_reach reach_of(
         line0, line1 = line0 % o.lines, line1 % o.lines
     else:
         line0, line1 = 0, o.lines - 1
-    r.y0 = (where.i0 + line0 * o.line_i + v0 * o.step_i) * taps.sy
-    r.y1 = (where.i0 + line1 * o.line_i + v1 * o.step_i) * taps.sy
-    r.x0 = (where.j0 + line0 * o.line_j + v0 * o.step_j) * taps.sx
-    r.x1 = (where.j0 + line1 * o.line_j + v1 * o.step_j) * taps.sx
+    y0 = (where.i0 + line0 * o.line_i + v0 * o.step_i) * taps.sy
+    y1 = (where.i0 + line1 * o.line_i + v1 * o.step_i) * taps.sy
+    x0 = (where.j0 + line0 * o.line_j + v0 * o.step_j) * taps.sx
+    x1 = (where.j0 + line1 * o.line_j + v1 * o.step_j) * taps.sx
     r.inside = (
-        r.y0 + taps.dy_min >= 0 and r.y1 + taps.dy_max < c.src.h
-        and r.x0 + taps.dx_min >= 0 and r.x1 + taps.dx_max < c.src.w)
+        y0 + taps.dy_min >= 0 and y1 + taps.dy_max < c.src.h
+        and x0 + taps.dx_min >= 0 and x1 + taps.dx_max < c.src.w)
     r.first, last = 0, taps.count
     while not r.inside and r.first < last and (
-            r.y1 + taps.dy[r.first] < 0
-            or single and r.x1 + taps.dx[r.first] < 0):
+            y1 + taps.dy[r.first] < 0 or single and x1 + taps.dx[r.first] < 0):
         r.first += 1
     while not r.inside and last > r.first and (
-            r.y0 + taps.dy[last - 1] >= c.src.h
-            or single and r.x0 + taps.dx[last - 1] >= c.src.w):
+            y0 + taps.dy[last - 1] >= c.src.h
+            or single and x0 + taps.dx[last - 1] >= c.src.w):
         last -= 1
     r.first //= taps.wide
     r.count = ceil_div(last, taps.wide) - r.first
@@ -234,7 +233,7 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             point_around(c, &where, &o, p * mr, min(mr, pixels - p * mr), a + p * mr,
                          around + p * mr * runs, scratch + w.zeros)
     q.depth = c.depth_now * c.taps.wide
-    q.a_move, q.a_from, q.a_step = 0, 0, 1
+    q.a_from, q.a_step = 0, 1
     q.start, q.activation = c.start, c.end
     for block in range(first, c.block0 + (split + 1) * count // c.splits):
         width = width_of(c, block)
@@ -243,8 +242,8 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
         q.bias = bias_panel(c, group, block)
         q.c_move = block * c.block if c.direct else 0
         if not c.direct and c.start == CNN_ADD:
-            move_tile(c, &where, group * c.outs + block * c.block, q.cols,
-                      scratch + w.tile, True)
+            move_sums(c, &where, group * c.outs + block * c.block, q.cols,
+                      scratch + w.tile, c.block, 1, True)
         # weight[block x taps*depth] . pixels[taps*depth x mr] -> dst, tile by tile
         for p in range(tiles):
             q.rows = min(mr, pixels - p * mr)
@@ -265,8 +264,8 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
                 q.next = <const char *> a[(p + 1) * mr] + c.to[runs - 1] * size
             run_tile(kernels, &q, width)
         if not c.direct:
-            move_tile(c, &where, group * c.outs + block * c.block, q.cols,
-                      scratch + w.tile, False)
+            move_sums(c, &where, group * c.outs + block * c.block, q.cols,
+                      scratch + w.tile, c.block, 1, False)
 
 
 cdef inline isize direct_panel_bytes(const correlation *c) noexcept nogil:
@@ -278,11 +277,7 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
     cdef const cnn_kernels *kernels = c.kernels
     cdef tap_list *taps = &c.taps
     cdef isize pixels = c.dst.n * c.dst.h * c.dst.w, least = kernels.mr
-    c.padded = (
-        taps.dy_min < 0 or taps.dx_min < 0
-        or (c.dst.h - 1) * taps.sy + taps.dy_max >= c.src.h
-        or (c.dst.w - 1) * taps.sx + taps.dx_max >= c.src.w
-    )
+    c.padded = meets_padding(taps, &c.src, &c.dst)
     c.depth_now = c.depth
     while c.depth_now > 1 and direct_panel_bytes(c) > PANEL_BYTES:
         c.depth_now = ceil_div(c.depth_now, 2)
@@ -296,13 +291,12 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
         (c.src.step_c != 1 and c.depth > 1)
         or (taps.wide > 1 and c.depth < kernels.lanes)
     )
-    # a tile of pixels below each other skips the taps that padding swallows
-    if c.depth >= kernels.lanes:
+    if not c.banded or c.depth >= kernels.lanes:
         taps.wide = 1
+    # a tile of pixels below each other skips the taps that padding swallows
     c.by_columns = c.padded and (
         taps.dx_max - taps.dx_min > taps.dy_max - taps.dy_min)
     if not c.banded:
-        taps.wide = 1
         c.panel_bytes = direct_panel_bytes(c)
         return
     c.around = band_of(&c.grid, taps, c.depth_now)

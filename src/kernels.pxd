@@ -31,7 +31,7 @@ cdef extern from "table.h" nogil:
     ctypedef struct cnn_tile:
         isize rows, cols, batches, depth
         const void *const *a
-        isize a_next, a_move, a_from, a_step
+        isize a_next, a_from, a_step
         const isize *a_at
         const void *b
         isize b_move, b_step

@@ -10,7 +10,7 @@
 
 from boxes cimport (
     band, band_elements, band_of, band_offset, box, box_at, box_grid, box_pixels,
-    boxes, cut, fill_band, halve, tap_list,
+    boxes, cut, fill_band, halve, meets_padding, tap_list,
 )
 from correlate cimport aligned
 from geometry cimport ceil_div, even_share, image, pixel
@@ -458,11 +458,7 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
     cdef const cnn_kernels *kernels = w.kernels
     cdef isize size = kernels.itemsize, lanes = kernels.lanes, pixels
     cdef isize chunks, parts, share
-    w.padded = (
-        w.taps.dy_min < 0 or w.taps.dx_min < 0
-        or (w.grad_y.h - 1) * w.taps.sy + w.taps.dy_max >= w.x.h
-        or (w.grad_y.w - 1) * w.taps.sx + w.taps.dx_max >= w.x.w
-    )
+    w.padded = meets_padding(&w.taps, &w.x, &w.grad_y)
     # pixels that several taps read are better copied close together; pixels further
     # apart than this share too few places of the first cache
     w.x_lies = not w.padded and w.taps.count == 1 and (

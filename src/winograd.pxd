@@ -7,7 +7,7 @@ from boxes cimport (
     band_elements, band_of, box, box_at, box_grid, box_pixels, cut, fill_band, halve, tap_list,
 )
 from correlate cimport (
-    aligned, bias_panel, clear_behind, correlation, move_tile, pack_block, panel,
+    aligned, bias_panel, clear_behind, correlation, move_sums, pack_block, panel,
     width_of,
 )
 from geometry cimport ceil_div, image, pixel
@@ -173,7 +173,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     q.start, q.activation, q.next = CNN_ZERO, CNN_LINEAR, NULL
     q.a_at = NULL
     q.batches, q.depth = 1, c.depth
-    q.a_next, q.a_move, q.a_step = 0, 0, 1
+    q.a_next, q.a_step = 0, 1
     q.c = products
     for p in range(padded):
         products[p] = scratch + w.products + p * c.block * size
@@ -221,8 +221,8 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
                         bias_panel(c, group, block), c.activation)
                     p += 1
         if not c.direct:
-            move_tile(c, &pixels, group * c.outs + block * c.block, cols,
-                      scratch + w.tile, False)
+            move_sums(c, &pixels, group * c.outs + block * c.block, cols,
+                      scratch + w.tile, c.block, 1, False)
 
 
 cdef inline void plan_winograd(correlation *c) noexcept nogil:

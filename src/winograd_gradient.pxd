@@ -98,7 +98,7 @@ cdef inline void winograd_gradient_task(
     q.start, q.activation, q.next = CNN_ADD, CNN_LINEAR, NULL
     q.a_at = NULL
     q.batches = 1
-    q.a_next, q.a_move, q.a_step = 0, 0, channels
+    q.a_next, q.a_step = 0, channels
     for b in range(part.chunk * boxes(&w.grid) // w.chunks,
                    (part.chunk + 1) * boxes(&w.grid) // w.chunks):
         if w.interrupted():

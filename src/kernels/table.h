@@ -39,8 +39,7 @@ typedef struct {
     isize batches, depth;
     const void *const *a;     /* mr row pointers; every one must be readable */
     isize a_next;             /* from batch to batch: pointers to go on by, */
-    isize a_move;             /* and elements to go on by, */
-    const isize *a_at;        /* and elements of its own for each batch, or NULL */
+    const isize *a_at;        /* and elements to go on by for each, or NULL */
     isize a_from;             /* after this many at first */
     isize a_step;             /* from k to k + 1 */
     const void *b;

@@ -43,7 +43,7 @@ static void TILE(const cnn_tile *q)
     /* C[ROWS x NR] += A[ROWS x depth] . B[depth x NR], batch by batch */
     for (isize t = 0; t < q->batches; t++) {
         const REAL *a[ROWS], *b = (const REAL *)q->b + t * q->b_move;
-        const isize from = q->a_from + t * q->a_move + (q->a_at ? q->a_at[t] : 0);
+        const isize from = q->a_from + (q->a_at ? q->a_at[t] : 0);
         UNROLL for (int i = 0; i < ROWS; i++)
             a[i] = (const REAL *)q->a[t * q->a_next + i] + from;
         isize k = 0;
