@@ -146,9 +146,9 @@ cdef inline axis axis_of(
     a.size, a.before, a.dilation, a.taps = size, before, dilation, taps
     a.stride, a.outs = stride, outs
     a.tap_step = 1
-    while a.tap_step * dilation % stride:
+    while a.tap_step < taps and a.tap_step * dilation % stride:
         a.tap_step += 1
-    a.window_step = a.tap_step * dilation // stride
+    a.window_step = max(1, a.tap_step * dilation // stride)
     return a
 
 
