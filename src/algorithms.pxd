@@ -111,7 +111,7 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
         return PLANES
     # one tap does not pay for turning large planes to channels-last and back
     if (c.taps.count == 1 and c.src.step_w == 1 and c.dst.step_w <= c.taps.sx
-            and c.dst.h * c.dst.w >= 512
+            and c.dst.n * c.dst.h * c.dst.w >= 256
             and c.depth * c.outs * c.kernels.itemsize <= PANEL_BYTES):
         return COLUMNS
     return DIRECT

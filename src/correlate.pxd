@@ -46,6 +46,7 @@ cdef struct correlation:
     const cnn_plane_kernel *plane       # PLANES: shape of its tiles
     plane_band planes
     isize gang                          # PLANES: groups of a task
+    isize slab                          # COLUMNS: panels that are copied at a time
     const cnn_winograd *winograd        # NULL: the direct sum
     box_grid grid                       # of outputs, or of Winograd's patches
     band around
@@ -111,7 +112,16 @@ cdef inline void pack_block(
     cdef isize first = block * c.block, width = width_of(c, block), d
     cdef isize outs = min(c.outs - first, width)
     cdef char *bias = bias_panel(c, group, block)
-    if c.transposed:
+    if c.transposed and taps == 1 and c.taps.count == 1:
+        # rows of outs as they lie; turned one by one they took as long as the sums of
+        # 400 pixels
+        if outs < width:
+            memset(to, 0, c.depth_now * width * size)
+        c.kernels.copy(
+            to, width, 1,
+            c.weight + size * ((group * c.depth + c.depth0) * c.outs + first),
+            c.outs, 1, c.depth_now, outs)
+    elif c.transposed:
         for d in range(c.depth_now):
             c.kernels.pack(
                 to + d * width * size, c.to, width,

@@ -10,7 +10,7 @@ from correlate cimport (
     aligned, bias_panel, correlation, move_sums, pack_block, panel, width_of,
 )
 from geometry cimport ceil_div, pixel
-from kernels cimport CNN_ADD, cnn_kernels, cnn_tile, isize, run_tile
+from kernels cimport CACHE_LINE, CNN_ADD, cnn_kernels, cnn_tile, isize, run_tile
 from libc.string cimport memset
 
 # Bounds of scratch memory, in bytes: all panels of a pass, a task's band.
@@ -233,7 +233,7 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             point_around(c, &where, &o, p * mr, min(mr, pixels - p * mr), a + p * mr,
                          around + p * mr * runs, scratch + w.zeros)
     q.depth = c.depth_now * c.taps.wide
-    q.a_from, q.a_step = 0, 1
+    q.a_from, q.a_step, q.next_step = 0, 1, CACHE_LINE
     q.start, q.activation = c.start, c.end
     for block in range(first, c.block0 + (split + 1) * count // c.splits):
         width = width_of(c, block)

@@ -8,6 +8,8 @@ ctypedef ptrdiff_t isize
 
 cdef extern from "table.h" nogil:
     cdef enum:
+        CACHE_LINE
+    cdef enum:
         CNN_ZERO
         CNN_ADD
         CNN_BIAS
@@ -40,6 +42,7 @@ cdef extern from "table.h" nogil:
         const void *bias
         int start, activation
         const void *next
+        isize next_step
 
     ctypedef struct cnn_depthwise:
         isize rows, cols

@@ -49,7 +49,8 @@ typedef struct {
     const void *bias;         /* a value per column, vectors * lanes readable; or per
                                  row, `rows` readable */
     int start, activation;
-    const void *next;         /* where the next tile's rows of A lie, or NULL */
+    const void *next;         /* where lies what will be read next, or NULL: a line is */
+    isize next_step;          /* asked for at each step of the first batch, bytes apart */
 } cnn_tile;
 
 /* C[rows x cols] = start + sum over k < depth of A(i, k) B(k, j), B's rows being

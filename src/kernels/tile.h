@@ -18,9 +18,9 @@ static void TILE(const cnn_tile *q)
     const isize depth = q->depth, a_step = q->a_step, b_step = q->b_step;
     const isize cols = q->cols;
     const int whole = cols == NV * LANES;
-    /* what the next tile will read; nowhere new where there is none */
+    /* what will be read next; nowhere new where there is nothing */
     const char *next = q->next ? q->next : q->b;
-    isize next_step = q->next ? CACHE_LINE : 0;
+    isize next_step = q->next ? q->next_step : 0;
 
     /* the sums' lines come while they are computed */
     UNROLL for (int i = 0; i < ROWS; i++)
