@@ -10,7 +10,7 @@ from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
     plan_direct,
 )
-from geometry cimport ceil_div
+from geometry cimport ceil_div, image
 from kernels cimport (
     CNN_ADD, CNN_BIAS, CNN_LINEAR, cnn_kernels, cnn_runtime, cnn_task, cnn_winograd,
     isize, kernels_for,
@@ -43,37 +43,39 @@ from winograd_gradient cimport (
     plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
 )
 from winograd cimport (
-    WEIGHT_BYTES, plan_winograd, winograd_pack_bytes, winograd_pack_task,
+    WEIGHT_BYTES, count_patches, plan_winograd, winograd_pack_bytes, winograd_pack_task,
     winograd_panel_bytes, winograd_space_of, winograd_task,
 )
 
 
 cdef inline const cnn_winograd *filtering(
     const cnn_runtime *runtime, const cnn_kernels *kernels, const tap_list *taps,
-    isize channels, isize filters, isize n, isize rows, isize cols,
+    isize channels, isize filters, const image *dst,
 ) noexcept nogil:
     """The minimal filtering that pays for this geometry; NULL for the direct sum.
 
     Winograd saves products (4 of 9 to 1 of 4 stay for 3x3, 9 of 25 for 5x5) and
-    pays with transforms of pixels and of weights. It is for dense square kernels
-    with stride 1, and for float32.
+    pays with transforms of pixels and of weights. It is for dense kernels with
+    stride 1, and for float32.
     """
-    cdef const cnn_winograd *f = kernels.winograd
-    cdef isize r = taps.rows
-    if f == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
-        return NULL
-    if r == 5:
-        f += 1
-    elif r != 3:
-        return NULL
-    if (taps.count != r * r or taps.dy_max - taps.dy_min != r - 1
-            or taps.dx_max - taps.dx_min != r - 1):
+    cdef const cnn_winograd **at = kernels.winograd
+    cdef const cnn_winograd *f
+    cdef isize patches
+    if at == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
         return NULL
     # few channels: the transforms cost more than the products saved
     if channels < 16 or filters < 16:
         return NULL
+    while at[0] != NULL and (
+            at[0].tap_rows != taps.rows
+            or at[0].tap_rows * at[0].tap_cols != taps.count):
+        at += 1
+    f = at[0]
+    if f == NULL:
+        return NULL
+    patches = count_patches(f, taps, dst)
     # few patches: the tiles of the products stay half empty
-    if n * ceil_div(rows, f.m) * ceil_div(cols, f.m) < kernels.mr:
+    if patches < kernels.mr:
         return NULL
     return f
 
@@ -92,7 +94,7 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs)
     c.winograd = filtering(
-        runtime, c.kernels, &c.taps, c.depth, c.outs, c.dst.n, c.dst.h, c.dst.w)
+        runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst)
     if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
         return WINOGRAD
     if is_depthwise(c):
@@ -331,8 +333,7 @@ cdef inline int choose_gradient(
     """Choose the algorithm of a weights' gradient from its geometry."""
     cdef isize size = w.kernels.itemsize
     w.winograd = filtering(
-        runtime, w.kernels, &w.taps, w.channels, w.filters,
-        w.grad_y.n, w.grad_y.h, w.grad_y.w)
+        runtime, w.kernels, &w.taps, w.channels, w.filters, &w.grad_y)
     if w.winograd != NULL:
         return WINOGRAD
     if w.channels == 1 and w.filters == 1 and w.groups > 1:

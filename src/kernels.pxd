@@ -80,11 +80,8 @@ cdef extern from "table.h" nogil:
 
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
-    cdef enum:
-        CNN_POINTS
-
     ctypedef struct cnn_winograd:
-        isize m, r
+        isize rows, cols, out_rows, out_cols, tap_rows, tap_cols
         void (*input)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*weight)(void *, isize, const void *const *, isize) noexcept nogil
@@ -172,7 +169,7 @@ cdef extern from "table.h" nogil:
             const cnn_depthwise_plane *, void *, const void *) noexcept nogil
         void (*take_columns)(
             void *, isize, const void *, isize, isize, isize, isize) noexcept nogil
-        const cnn_winograd *winograd
+        const cnn_winograd **winograd
         void (**activation)(
             void *, const void *, isize, double, double) noexcept nogil
         void (**delta)(

@@ -103,22 +103,21 @@ static const cnn_gradient_kernel FN(gradient_tiles)[] = {
     {0, {0, 0}},
 };
 #if FLOAT_BITS == 32 /* double is for exactness: direct sums only */
+#define W(name) FN(name##_3x3)
+#define P 6
 #define R 3
-#define W(name) FN(name##_3)
+#define TALL 1
+#define WIDE 1
 #include "winograd.h"
-#undef R
-#undef W
+#define W(name) FN(name##_5x5)
+#define P 6
 #define R 5
-#define W(name) FN(name##_5)
+#define TALL 1
+#define WIDE 1
 #include "winograd.h"
-#undef R
-#undef W
-#define WINOGRAD_TABLE(r)                                                         \
-    {CNN_POINTS - r + 1,         r,                                               \
-     FN(winograd_input_##r),     FN(winograd_weight_##r),                         \
-     FN(winograd_output_##r),    FN(winograd_error_##r),                          \
-     FN(winograd_gradient_##r)}
-static const cnn_winograd FN(winograd)[] = {WINOGRAD_TABLE(3), WINOGRAD_TABLE(5)};
+static const cnn_winograd *const FN(winograd)[] = {
+    &FN(winograd_3x3), &FN(winograd_5x5), 0,
+};
 #define WINOGRAD FN(winograd)
 #else
 #define WINOGRAD 0

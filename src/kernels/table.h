@@ -181,20 +181,19 @@ typedef struct {
     isize runs, x_run, y_run; /* elements from run to run */
 } cnn_gather;
 
-/* Winograd's minimal filtering F(m x m, r x r) on patches of CNN_POINTS^2 pixels.
+/* Winograd's minimal filtering: out_rows x out_cols outputs of a kernel of tap_rows x
+ * tap_cols taps from patches of rows x cols pixels (or one row, or one column).
  *
  * Each function handles one patch (or one channel of weights); `step` is the
- * distance in memory between the CNN_POINTS^2 transformed values. */
-#define CNN_POINTS 6
-
+ * distance in memory between the rows * cols transformed values. */
 typedef struct {
-    isize m, r;
+    isize rows, cols, out_rows, out_cols, tap_rows, tap_cols;
     /* values = B^T patch B, for `channels` channels (rounded up to whole vectors) */
     void (*input)(void *values, isize step, const void *patch, isize row_step,
                   isize col_step, isize channels);
     /* values = G weight G^T; taps[i] is the tap's row of `width` weights */
     void (*weight)(void *values, isize step, const void *const *taps, isize width);
-    /* y = A^T values A + bias: rows x cols pixels of at most m x m are stored */
+    /* y = A^T values A + bias: the first rows x cols of the outputs are stored */
     void (*output)(void *y, isize row_step, isize col_step, isize rows, isize cols,
                    isize channels, const void *values, isize step, const void *bias,
                    int activation);
@@ -246,7 +245,7 @@ typedef struct {
        column are overwritten with zeros */
     void (*take_columns)(void *dst, isize dst_row, const void *src, isize src_row,
                          isize stride, isize rows, isize cols);
-    const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
+    const cnn_winograd *const *winograd;  /* ends with NULL; or is NULL */
 
     /* by CNN_ACT_...; y may be x, grad_x may be grad_y or kept, which is y, or x where
        the delta is no function of y */
