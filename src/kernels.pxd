@@ -206,7 +206,12 @@ cdef extern from "table.h" nogil:
             void *, const void *, const void *, isize, isize) noexcept nogil
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil
+        void (*max_plane)(
+            void *, void *, int, const void *, const void *, const cnn_window *
+        ) noexcept nogil
         void (*sum_window)(
+            void *, const void *, const cnn_window *, double) noexcept nogil
+        void (*sum_plane)(
             void *, const void *, const cnn_window *, double, const void *
         ) noexcept nogil
         void (*max_backward)(

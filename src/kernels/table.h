@@ -281,8 +281,11 @@ typedef struct {
                       isize rows, isize cols);
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);
-    void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,
-                       const void *lanes);
+    void (*max_plane)(void *y, void *argmax, int argmax_size, const void *x,
+                      const void *kept, const cnn_window *);
+    void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor);
+    void (*sum_plane)(void *y, const void *x, const cnn_window *, double divisor,
+                      const void *lanes);
     void (*max_backward)(void *grad_x, const void *grad_y, const void *argmax,
                          int argmax_size, const cnn_gather *);
     void (*max_scatter)(void *grad_x, isize step, isize count, const void *grad_y,
