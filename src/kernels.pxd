@@ -182,7 +182,7 @@ cdef extern from "table.h" nogil:
         ) noexcept nogil
         void (*normalize)(
             void *, const void *, const void *, const void *, const void *, isize,
-            isize, int, int) noexcept nogil
+            isize, int, int, int) noexcept nogil
         void (*error_sums)(
             double *, double *, const void *, const void *, const void *, const void *,
             const void *, isize, isize, int, int, void *) noexcept nogil

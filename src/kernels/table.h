@@ -256,7 +256,8 @@ typedef struct {
     void (*moments)(double *mean, double *square, const void *x, isize rows,
                     isize cols, int each, isize before, void *scratch);
     void (*normalize)(void *y, const void *x, const void *residual, const void *a,
-                      const void *b, isize rows, isize cols, int each, int activation);
+                      const void *b, isize rows, isize cols, int each, int activation,
+                      int stream);
     void (*error_sums)(double *sums, double *products, const void *grad_y,
                        const void *x, const void *mean, const void *a, const void *b,
                        isize rows, isize cols, int each, int activation, void *scratch);

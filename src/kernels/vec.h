@@ -51,6 +51,34 @@ static inline void FN(store_some)(REAL *p, VEC v, isize n)
         FN(store_part)(p, v, n);
 }
 
+/* Past the caches, for what is too large to be found there again: the line is not
+ * read before it is written. p is aligned to a vector; `streamed` ends a run of them. */
+static inline void FN(stream)(REAL *p, VEC v)
+{
+#if VBYTES == 64 && FLOAT_BITS == 32
+    _mm512_stream_ps(p, (__m512)v);
+#elif VBYTES == 64
+    _mm512_stream_pd(p, (__m512d)v);
+#elif VBYTES == 32 && FLOAT_BITS == 32
+    _mm256_stream_ps(p, (__m256)v);
+#elif VBYTES == 32
+    _mm256_stream_pd(p, (__m256d)v);
+#elif (defined(__x86_64__) || defined(_M_X64)) && FLOAT_BITS == 32
+    _mm_stream_ps(p, (__m128)v);
+#elif defined(__x86_64__) || defined(_M_X64)
+    _mm_stream_pd(p, (__m128d)v);
+#else
+    FN(store)(p, v);
+#endif
+}
+
+static inline void FN(streamed)(void) /* other threads see what was stored before */
+{
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_sfence();
+#endif
+}
+
 static inline VEC FN(splat)(REAL value) { return value - (VEC){0}; }
 
 /* Load once: compilers would rather load again for every use of v. */
