@@ -43,41 +43,67 @@ from winograd_gradient cimport (
     plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
 )
 from winograd cimport (
-    WEIGHT_BYTES, count_patches, plan_winograd, winograd_pack_bytes, winograd_pack_task,
-    winograd_panel_bytes, winograd_space_of, winograd_task,
+    WEIGHT_BYTES, count_patches, is_streamed, phases_across, phases_down,
+    plan_winograd, points_of,
+    winograd_pack_bytes, winograd_pack_task, winograd_panel_bytes, winograd_space_of,
+    winograd_task,
 )
+
+
+cdef enum:
+    # 10 points lose about twice as many bits as 8: more channels would miss what
+    # set_precision promises
+    MOST_FOR_10_POINTS = 256
 
 
 cdef inline const cnn_winograd *filtering(
     const cnn_runtime *runtime, const cnn_kernels *kernels, const tap_list *taps,
-    isize channels, isize filters, const image *dst,
+    isize channels, isize filters, const image *dst, bint of_weights,
 ) noexcept nogil:
     """The minimal filtering that pays for this geometry; NULL for the direct sum.
 
-    Winograd saves products (4 of 9 to 1 of 4 stay for 3x3, 9 of 25 for 5x5) and
-    pays with transforms of pixels and of weights. It is for dense kernels with
-    stride 1, and for float32.
+    Winograd saves products (1 of 4 stays for 3x3, 9 of 25 for 5x5, 4 of 9 for 1x3, 2 of
+    5 for 1x5 and 1x7) and pays with transforms of pixels and of weights. It is for dense
+    kernels with stride 1, and for float32.
     """
-    cdef const cnn_winograd **at = kernels.winograd
-    cdef const cnn_winograd *f
-    cdef isize patches
+    cdef const cnn_winograd *const *at = kernels.winograd
+    cdef const cnn_winograd *best = NULL
+    # products for a pair of channel and filter
+    cdef isize direct = dst.n * dst.h * dst.w * taps.count, fewest = direct, products
+    cdef isize across = phases_across(taps)
+    cdef double cost
     if at == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
         return NULL
-    # few channels: the transforms cost more than the products saved
     if channels < 16 or filters < 16:
         return NULL
-    while at[0] != NULL and (
-            at[0].tap_rows != taps.rows
-            or at[0].tap_rows * at[0].tap_cols != taps.count):
+    while at[0] != NULL:
+        if (at[0].tap_rows == taps.rows
+                and at[0].tap_rows * at[0].tap_cols == taps.count
+                and (points_of(at[0]) != 10 or channels <= MOST_FOR_10_POINTS)):
+            products = count_patches(at[0], taps, dst) * points_of(at[0])
+            if products < fewest:
+                best, fewest = at[0], products
         at += 1
-    f = at[0]
-    if f == NULL:
-        return NULL
-    patches = count_patches(f, taps, dst)
     # few patches: the tiles of the products stay half empty
-    if patches < kernels.mr:
+    if best == NULL or fewest < kernels.mr * points_of(best):
         return NULL
-    return f
+    # phases with few pixels fill patches badly, and copies of them are mostly zeros
+    if across > 1 or phases_down(taps) > 1:
+        if 2 * fewest > direct or across > 2 * kernels.mr:
+            return NULL
+    # In products: to transform a value of a patch and back costs about 12 (1x7 of 16
+    # channels takes 1.3 times the direct sum's time, 1x5 of 32 channels 0.7 times); a
+    # value of a weight 32, or 64 through memory, whence tiles get it more slowly, too
+    # (3x3 512->512 with 16 patches 1.7 times, 32 patches 1.2 times, 256->256 with 128
+    # patches 0.8 times); in the gradient of weights 48 (0.9 times with 32 patches).
+    cost = fewest * (1 + 12.0 / channels + 12.0 / filters)
+    if not is_streamed(best, channels, filters, kernels.itemsize):
+        cost += 32.0 * points_of(best)
+    elif of_weights:
+        cost += 48.0 * points_of(best)
+    else:
+        cost += 0.4 * fewest + 64.0 * points_of(best)
+    return best if cost < direct else NULL
 
 
 cdef inline bint has_pairs(const correlation *c) noexcept nogil:
@@ -94,7 +120,7 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs)
     c.winograd = filtering(
-        runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst)
+        runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, False)
     if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
         return WINOGRAD
     if is_depthwise(c):
@@ -333,7 +359,7 @@ cdef inline int choose_gradient(
     """Choose the algorithm of a weights' gradient from its geometry."""
     cdef isize size = w.kernels.itemsize
     w.winograd = filtering(
-        runtime, w.kernels, &w.taps, w.channels, w.filters, &w.grad_y)
+        runtime, w.kernels, &w.taps, w.channels, w.filters, &w.grad_y, True)
     if w.winograd != NULL:
         return WINOGRAD
     if w.channels == 1 and w.filters == 1 and w.groups > 1:

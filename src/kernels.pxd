@@ -169,7 +169,7 @@ cdef extern from "table.h" nogil:
             const cnn_depthwise_plane *, void *, const void *) noexcept nogil
         void (*take_columns)(
             void *, isize, const void *, isize, isize, isize, isize) noexcept nogil
-        const cnn_winograd **winograd
+        const cnn_winograd *const *winograd
         void (**activation)(
             void *, const void *, isize, double, double) noexcept nogil
         void (**delta)(

@@ -10,7 +10,8 @@
 # rows: a patch is wide enough for all of them, and there is one for each.
 
 from boxes cimport (
-    band, band_of, box, box_at, box_grid, box_pixels, cut, fill_band, tap_list,
+    band, band_of, box, box_at, box_grid, box_pixels, cut, fill_band, halve,
+    tap_list,
 )
 from correlate cimport (
     aligned, bias_panel, clear_behind, correlation, move_pixels, pack_block, panel,
@@ -26,6 +27,9 @@ cdef enum:
     WEIGHT_BYTES = 16 << 20
     PATCH_BYTES = 640 << 10
     LARGE_BYTES = 6 << 20
+    SCRATCH_BYTES = 8 << 20
+    # blocks that take their turn at each point
+    TOGETHER = 4
 
 
 cdef inline isize points_of(const cnn_winograd *f) noexcept nogil:
@@ -44,6 +48,13 @@ cdef inline isize phases_across(const tap_list *taps) noexcept nogil:
     if taps.count == taps.rows:
         return 1
     return (taps.dx_max - taps.dx_min) // (taps.count // taps.rows - 1)
+
+
+cdef inline bint is_streamed(
+    const cnn_winograd *f, isize depth, isize outs, isize size
+) noexcept nogil:
+    """Whether the transformed weights are more than the second-level cache holds."""
+    return points_of(f) * depth * outs * size > 1 << 20
 
 
 cdef inline box_grid cut_patches(
@@ -180,7 +191,7 @@ cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogi
     # a vector more, so that no two points fall on the same cache sets
     w.values_step = w.patches * w.channels + lanes
     w.products_step = w.rows * c.block + lanes
-    w.together = ceil_div(c.block1 - c.block0, c.splits) if c.streamed else 1
+    w.together = min(TOGETHER, c.blocks) if c.streamed else 1
     w.tile_step = (
         c.grid.box_h * f.out_rows * c.grid.box_w * f.out_cols * across * c.block)
     # vectors of the last pixel's channels reach beyond the band
@@ -203,6 +214,14 @@ cdef inline isize winograd_panel_bytes(const correlation *c) noexcept nogil:
 
 cdef inline isize winograd_pack_bytes(const correlation *c) noexcept nogil:
     return c.taps.count * c.depth * c.block * c.kernels.itemsize
+
+
+cdef inline const char *point_of_panel(
+    const correlation *c, isize group, isize block, isize point
+) noexcept nogil:
+    """The transformed weights of a block at one point."""
+    return panel(c, group, block) + c.kernels.itemsize * (
+        point * c.depth * width_of(c, block))
 
 
 cdef inline void winograd_pack_task(
@@ -250,7 +269,7 @@ cdef inline isize transform_patches(
     cdef phase here
     cdef box outputs
     cdef char *x
-    cdef char *band
+    cdef char *copied
     cdef char *tile
     wide = (f.cols - 1) * across
     for n in range(where.n0, where.n1):
@@ -258,12 +277,12 @@ cdef inline isize transform_patches(
         outputs = outputs_of(c, where, &here)
         if outputs.i0 >= outputs.i1:
             continue
-        band = scratch + (n - where.n0) * c.around.image_step * size
+        copied = scratch + (n - where.n0) * c.around.image_step * size
         tile = scratch + w.tile + (n - where.n0) * w.tile_step * size
         if c.banded:
-            fill_phase(band, &c.around, where, &patch, here.dy, kernels, &here.src,
+            fill_phase(copied, &c.around, where, &patch, here.dy, kernels, &here.src,
                        group * c.depth, c.depth)
-            clear_behind(band, c.around.image_step, kernels)
+            clear_behind(copied, c.around.image_step, kernels)
         for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
             row = i * f.out_rows
             for j in range(where.j0 * across, where.j1 * across):
@@ -280,7 +299,7 @@ cdef inline isize transform_patches(
                         + col - outputs.j0)
                 step_row, step_col = c.around.row_step, c.around.channels
                 if c.banded:
-                    x = band + size * (
+                    x = copied + size * (
                         (row - outputs.i0) * step_row + (col - outputs.j0) * step_col)
                     step_col *= across
                 elif (row + here.dy >= 0 and row + here.dy + f.rows <= here.src.h
@@ -322,6 +341,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     cdef isize step_row, step_col, step_block
     cdef phase here
     cdef box outputs
+    cdef const char *follows
     cdef cnn_tile q
     for p in range(patches, padded):
         a[p] = a[0]
@@ -349,10 +369,19 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
                 for at in range(first, last):
                     width = width_of(c, at)
                     q.cols = q.b_step = width
-                    q.b = panel(c, group, at) + e * c.depth * width * size
+                    q.b = point_of_panel(c, group, at, e)
                     q.a_from = e * w.values_step
                     q.c_move = ((at - first) * points + e) * w.products_step
+                    # while tiles are computed, the next panel comes from memory
+                    follows = NULL
+                    if c.streamed and at + 1 < last:
+                        follows = point_of_panel(c, group, at + 1, e)
+                    elif c.streamed and e + 1 < points:
+                        follows = point_of_panel(c, group, first, e + 1)
                     for p in range(padded // mr):
+                        q.next = NULL
+                        if follows != NULL and p * 64 < width * size:
+                            q.next = follows + p * c.depth * 64
                         q.a = a + p * mr
                         q.c = products + p * mr
                         q.rows = min(mr, patches - p * mr)
@@ -383,16 +412,17 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     cdef isize channels = ceil_div(c.depth, c.kernels.lanes) * c.kernels.lanes
     cdef isize patches = PATCH_BYTES // (points * channels * size) // mr * mr
     cdef isize all_patches = count_patches(f, &c.taps, &c.dst)
+    cdef isize across = phases_across(&c.taps)
     cdef tap_list patch = patch_taps(&c.taps, f)
     cdef box_grid single
-    # Weights beyond the second-level cache stream past the patches: then more
-    # patches share them, and all blocks take their turn at each point.
-    c.streamed = points * c.depth * c.outs * size > 1 << 20
+    # Weights that stream past the patches: then more patches share them, and some
+    # blocks take their turn at each point.
+    c.streamed = is_streamed(f, c.depth, c.outs, size)
     if c.streamed:
-        patches = LARGE_BYTES // (
-            points * (channels + min(c.outs, WEIGHT_BYTES // (
-                points * c.depth * size)) + c.block) * size)
-        patches = min(patches, 112) // mr * mr
+        patches = min(112, LARGE_BYTES // (
+            points * (channels + min(c.outs, TOGETHER * c.block)) * size))
+        if across == 1:     # phases fill tiles as they come
+            patches = patches // mr * mr
     patches = min(max(patches, 2 * mr), max(2 * mr, ceil_div(
         all_patches // (2 if c.streamed else 8), mr) * mr))
     c.depth_now = c.depth
@@ -407,3 +437,6 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
         single = cut(1, 1, 1, 1)
         patch = patch_corner(f)
         c.around = band_of(&single, &patch, c.depth)
+    while winograd_space_of(c).total > SCRATCH_BYTES and halve(&c.grid, 1):
+        if c.banded:
+            c.around = band_of(&c.grid, &patch, c.depth)

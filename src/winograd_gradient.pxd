@@ -189,8 +189,8 @@ cdef inline void winograd_gradient_task(
 
 cdef inline void plan_winograd_gradient(gradient_of_weight *w) noexcept nogil:
     """Choose parts and boxes of patches from the geometry alone."""
-    # 36 sums for each pair stay in the second-level cache (1.2 MB at most)
-    w.some_filters = even_share(w.filters, 64)
+    # the sums at all points stay in the second-level cache (1.2 MB at most)
+    w.some_filters = even_share(w.filters, 64 * 36 // points_of(w.winograd))
     if w.some_filters < w.filters:
         w.some_filters = ceil_div(w.some_filters, w.block) * w.block
     w.some_channels = even_share(w.channels, 128)

@@ -222,6 +222,17 @@ CONV_CASES = {
     "no images": ConvCase(0, 3, 8, 8, 4, 3, 3, padding=1),
     "wide enough for minimal filtering": ConvCase(2, 33, 13, 14, 35, 3, 3, padding=1),
     "5x5 minimal filtering": ConvCase(2, 17, 12, 15, 34, 5, 5, padding=2),
+    "dilated minimal filtering": ConvCase(
+        2, 17, 26, 21, 34, 3, 3, padding=(3, 1), dilation=(3, 2)
+    ),
+    "1x7 minimal filtering": ConvCase(3, 33, 14, 17, 50, 1, 7, padding=(0, 3)),
+    "7x1 minimal filtering": ConvCase(3, 48, 17, 14, 35, 7, 1, padding=(3, 0)),
+    "1x5 minimal filtering": ConvCase(
+        2, 40, 15, 25, 34, 1, 5, padding=(0, 4), dilation=(1, 3)
+    ),
+    "5x1 minimal filtering": ConvCase(2, 34, 16, 14, 49, 5, 1),
+    "1x3 minimal filtering": ConvCase(3, 50, 12, 16, 65, 1, 3, padding=(0, 2)),
+    "3x1 minimal filtering": ConvCase(5, 66, 8, 13, 49, 3, 1, padding=(1, 0)),
     "many channels": ConvCase(1, 130, 5, 6, 70, 3, 3, padding=1),
     "large batch of small images": ConvCase(40, 3, 3, 3, 5, 3, 3, padding=1),
     "1x1, pixels in place": ConvCase(3, 32, 9, 11, 48, 1, 1),

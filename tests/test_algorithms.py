@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import CONV_CASES
 
 import cnn_ext
 from cnn_ext import _runtime
@@ -25,6 +26,32 @@ def test_each_kind_of_geometry_gets_its_algorithm():
     assert chosen(*depthwise, groups=64) == ["depthwise-planes"] * 3
     strided = chosen(*depthwise, groups=64, stride=2)
     assert strided == ["depthwise-planes", "planes", "depthwise-planes"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_minimal_filtering_is_for_these_geometries(channels_last):
+    def named(shape, weight, **options):
+        return chosen(shape, weight, channels_last=channels_last, **options)
+
+    for name, case in CONV_CASES.items():
+        if "minimal filtering" in name:
+            g = case.geometry
+            shapes = (g.n, g.c, g.h, g.w), (g.k, g.c, g.r, g.s)
+            assert named(*shapes, **case.options) == ["winograd"] * 3, name
+    wide = (2, 64, 65, 65)
+    assert named(wide, (64, 64, 3, 3), dilation=4, padding=4) == ["winograd"] * 3
+    # a phase has two pixels, or three; the patches are more than the outputs
+    small = named((8, 64, 33, 33), (64, 64, 3, 3), dilation=12, padding=12)
+    assert small == ["direct"] * 3
+    # transforming many weights costs more than few patches save
+    few = named((2, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    assert few[0] != "winograd"
+    few = named((1, 384, 8, 8), (384, 384, 1, 3), padding=(0, 1))
+    assert few[0] != "winograd"
+    # no other kernels
+    assert named(wide, (64, 64, 2, 2)) == ["direct"] * 3
+    assert named(wide, (64, 64, 3, 5)) == ["direct"] * 3
+    assert named(wide, (64, 64, 1, 9)) == ["direct"] * 3
 
 
 def test_strict_precision_sums_directly():

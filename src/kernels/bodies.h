@@ -115,8 +115,71 @@ static const cnn_gradient_kernel FN(gradient_tiles)[] = {
 #define TALL 1
 #define WIDE 1
 #include "winograd.h"
+#define W(name) FN(name##_1x3)
+#define P 8
+#define R 3
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_3x1)
+#define P 8
+#define R 3
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x5)
+#define P 8
+#define R 5
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_5x1)
+#define P 8
+#define R 5
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x7)
+#define P 8
+#define R 7
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_7x1)
+#define P 8
+#define R 7
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x3_small)
+#define P 6
+#define R 3
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_3x1_small)
+#define P 6
+#define R 3
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x7_large)
+#define P 10
+#define R 7
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_7x1_large)
+#define P 10
+#define R 7
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
 static const cnn_winograd *const FN(winograd)[] = {
-    &FN(winograd_3x3), &FN(winograd_5x5), 0,
+    &FN(winograd_3x3), &FN(winograd_5x5), &FN(winograd_1x3), &FN(winograd_3x1),
+    &FN(winograd_1x5), &FN(winograd_5x1), &FN(winograd_1x7), &FN(winograd_7x1),
+    &FN(winograd_1x3_small), &FN(winograd_3x1_small),
+    &FN(winograd_1x7_large), &FN(winograd_7x1_large), 0,
 };
 #define WINOGRAD FN(winograd)
 #else

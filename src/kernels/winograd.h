@@ -30,8 +30,18 @@ static const REAL W(POINT)[] = {0.5, 1, 2};
 static const REAL W(OTHERS)[][3] = {{4, -5, 1}, {1, -4.25, 1}, {0.25, -1.25, 1}};
 static const REAL W(ALL)[] = {-1, 5.25, -5.25, 1};
 static const REAL W(SCALE)[] = {32.0 / 45, -1 / 4.5, 1.0 / 90};
+#elif P == 10
+static const REAL W(POINT)[] = {0.4, 0.8, 1.25, 2.5};
+static const REAL W(OTHERS)[][4] = {{-6.25, 14.765625, -8.4525, 1},
+                                    {-1.5625, 11.015625, -7.9725, 1},
+                                    {-0.64, 5.1024, -7.05, 1},
+                                    {-0.16, 1.3524, -2.3625, 1}};
+static const REAL W(ALL)[] = {1, -8.6125, 16.118025, -8.6125, 1};
+static const REAL W(SCALE)[] = {
+    -1 / (0.32 * 0.48 * 1.4025 * 6.09), 1 / (1.28 * 0.48 * 0.9225 * 5.61),
+    -1 / (3.125 * 1.4025 * 0.9225 * 4.6875), 1 / (12.5 * 6.09 * 5.61 * 4.6875)};
 #endif
-static const REAL W(ONES)[] = {1, 1, 1};
+static const REAL W(ONES)[] = {1, 1, 1, 1};
 
 /* P values from P pixels: B^T */
 static inline void W(winograd_in)(VEC *o, const VEC *d)
