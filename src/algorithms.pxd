@@ -341,7 +341,7 @@ cdef inline int run_pass(
             plane_space_of(c).total, work)
     # few boxes: several tasks share a box's pixels, each with its own outs
     if c.algorithm == COLUMNS:
-        parts = ceil_div(c.outs, c.kernels.mr)
+        parts = ceil_div(c.outs, c.tile_rows)
     c.splits = min(parts, max(1, ceil_div(8, tasks)))
     tasks *= c.splits
     if c.algorithm == COLUMNS:

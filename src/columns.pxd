@@ -30,7 +30,7 @@ cdef struct column_space:
 
 cdef inline column_space column_space_of(const correlation *c) noexcept nogil:
     cdef column_space s
-    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr
+    cdef isize size = c.kernels.itemsize, mr = c.tile_rows
     s.panel = c.depth_now * c.taps.count * c.block * size
     s.a = aligned(c.slab * s.panel)
     s.c = s.a + aligned(mr * <isize> sizeof(void *))
@@ -147,7 +147,7 @@ cdef inline void move_slab(
 cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const correlation *c = <const correlation *> job
     cdef const cnn_kernels *kernels = c.kernels
-    cdef isize mr = kernels.mr, size = kernels.itemsize, lanes = kernels.lanes
+    cdef isize mr = c.tile_rows, size = kernels.itemsize, lanes = kernels.lanes
     cdef isize groups = c.group1 - c.group0, count = ceil_div(c.outs, mr)
     cdef isize split = task % c.splits
     cdef isize group = c.group0 + task // c.splits % groups
@@ -210,7 +210,10 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
                     q.next, q.next_step = ahead, c.src.step_c * size
                     ahead += CACHE_LINE
                     lines -= 1
-                run_tile(kernels, &q, lanes if q.cols <= lanes else c.block)
+                if mr < kernels.mr:
+                    kernels.low_tile(&q)
+                else:
+                    run_tile(kernels, &q, lanes if q.cols <= lanes else c.block)
             if not c.direct:
                 move_slab(c, &where, channel, q.rows, first, pixels,
                           scratch + s.sums, False)
@@ -229,13 +232,22 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
     """Choose boxes and chunks of channels from the geometry alone."""
     cdef const tap_list *taps = &c.taps
     cdef isize size = c.kernels.itemsize, pixels = c.dst.n * c.dst.h * c.dst.w, panel
+    cdef isize mr = c.kernels.mr, low = c.kernels.low_rows, rest
     c.padded = meets_padding(taps, &c.src, &c.dst)
     if without_rows(c):
         c.src.w *= c.src.h
         c.dst.w *= c.dst.h
         c.src.h = c.dst.h = 1
+    c.tile_rows = mr
     if pixels <= c.kernels.lanes:
         c.block = c.kernels.lanes
+    elif pixels >= 32 * 3 * c.kernels.lanes:
+        # low tiles where high ones would have empty rows: 64 filters are 5 * 14 or 8 * 8
+        rest = c.outs % mr
+        rest = mr if 2 * rest > mr else mr // 2 if rest > 0 else 0
+        if 1.03 * ceil_div(c.outs, low) * low < c.outs // mr * mr + rest:
+            c.tile_rows = low
+            c.block = 3 * c.kernels.lanes
     panel = taps.count * c.block * size
     c.depth_now = max(1, min(c.depth, COLUMNS_BYTES // panel))
     c.depth_now = ceil_div(c.depth, ceil_div(c.depth, c.depth_now))

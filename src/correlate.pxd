@@ -46,7 +46,8 @@ cdef struct correlation:
     const cnn_plane_kernel *plane       # PLANES: shape of its tiles
     plane_band planes
     isize gang                          # PLANES: groups of a task
-    isize slab                          # COLUMNS: panels that are copied at a time
+    isize slab                          # COLUMNS: panels that are copied at a time,
+    isize tile_rows                     # filters of a tile
     const cnn_winograd *winograd        # NULL: the direct sum
     box_grid grid                       # of outputs, or of Winograd's patches
     band around

@@ -143,6 +143,8 @@ cdef extern from "table.h" nogil:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
         const tile_kernel *half_tile
+        tile_kernel low_tile
+        isize low_rows
         void (*transpose)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*copy)(

@@ -18,6 +18,11 @@
 #define TILE FN(half_tile2)
 #include "tile.h"
 #undef ROWS
+#define ROWS LOW_ROWS
+#define NV 3
+#define TILE FN(low_tile)
+#include "tile.h"
+#undef ROWS
 #define ROWS PLANE_ROWS_1
 #define NV PLANE_VECTORS_1
 #define TILE FN(plane_tile_1)
@@ -198,6 +203,8 @@ static const cnn_kernels FN(kernels) = {
     .vectors = 2,
     .tile = FN(tiles),
     .half_tile = FN(half_tiles),
+    .low_tile = FN(low_tile),
+    .low_rows = LOW_ROWS,
     .plane_tile = FN(plane_tiles),
     .dot_tile = FN(dot_tiles),
     .gradient_tile = FN(gradient_tiles),
