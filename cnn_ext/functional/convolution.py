@@ -245,6 +245,7 @@ _WHY = {
     "columns": "one matrix product: rows are filters as they lie, vectors are pixels",
     "depthwise": "one channel a group: vectors are channels",
     "depthwise-planes": "one channel a group: vectors are columns of a row",
+    "grouped": "2, 4 or 8 channels a group, as many out: vectors are channels",
     "winograd": "3x3 or 5x5 with stride 1 and 16 or more channels and filters: "
     "minimal filtering on patches of 6x6 pixels",
 }
