@@ -23,6 +23,7 @@ cdef enum:
     DIRECT
     PLANES
     DEPTHWISE
+    GROUPED
     DEPTHWISE_PLANES
     WINOGRAD
     COLUMNS

@@ -50,8 +50,12 @@ cdef extern from "table.h" nogil:
         const isize *dx
         const isize *tap
         isize stride, width, x_step, y_step, channels, first, last
+        isize depth, taps
+        const void *zeros
+        const void **look
 
     cdef enum:
+        CNN_GROUPED_SOME
         CNN_PLANE_HIGH
 
     ctypedef struct cnn_depthwise_plane:
@@ -162,6 +166,11 @@ cdef extern from "table.h" nogil:
         void (*depthwise)(
             const cnn_depthwise *, void *, const void *, const void *, int
         ) noexcept nogil
+        void (*grouped)(
+            const cnn_depthwise *, void *, const void *, const void *, int
+        ) noexcept nogil
+        void (*grouped_weights)(
+            void *, const void *, isize, isize, isize, int) noexcept nogil
         void (*depthwise_gradient)(
             const cnn_depthwise *, void *, const void *) noexcept nogil
         void (*depthwise_plane)(

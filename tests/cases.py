@@ -218,6 +218,11 @@ CONV_CASES = {
     "depthwise, uneven taps": ConvCase(
         2, 3, 11, 37, 3, 2, 4, (1, 3), (0, 2), dilation=(2, 1), groups=3
     ),
+    "4 channels a group": ConvCase(2, 24, 9, 31, 24, 3, 3, padding=1, groups=6),
+    "2 channels a group, stride 2": ConvCase(2, 38, 9, 16, 38, 3, 3, 2, 1, groups=19),
+    "8 channels a group, uneven taps": ConvCase(
+        1, 24, 11, 13, 24, 2, 3, (1, 3), (0, 2), dilation=(2, 1), groups=3
+    ),
     "depth multiplier": ConvCase(2, 5, 8, 8, 10, 3, 3, padding=1, groups=5),
     "no images": ConvCase(0, 3, 8, 8, 4, 3, 3, padding=1),
     "wide enough for minimal filtering": ConvCase(2, 33, 13, 14, 35, 3, 3, padding=1),
@@ -280,11 +285,14 @@ def settings_of_a_case():
     )
 
 
+KINDS = ["plain", "plain", "wide", "groups", "few a group", "depthwise"]
+
+
 @st.composite
 def conv_cases(draw) -> ConvCase:
     """Every kind of convolution, small; some with enough channels for wide kernels."""
     setting = draw(settings_of_a_case())
-    kind = draw(st.sampled_from(["plain", "plain", "wide", "groups", "depthwise"]))
+    kind = draw(st.sampled_from(KINDS))
     if kind == "plain":
         groups, c, k = 1, draw(_sizes(9)), draw(_sizes(9))
     elif kind == "wide":
@@ -292,6 +300,9 @@ def conv_cases(draw) -> ConvCase:
     elif kind == "groups":
         groups = draw(st.integers(2, 5))
         c, k = groups * draw(_sizes(4)), groups * draw(_sizes(4))
+    elif kind == "few a group":
+        groups = draw(st.integers(2, 9))
+        c = k = groups * draw(st.sampled_from([2, 4, 8]))
     else:
         groups = c = k = draw(_sizes(40))
     if kind == "wide" and draw(st.booleans()):

@@ -26,6 +26,8 @@ def test_each_kind_of_geometry_gets_its_algorithm():
     assert chosen(*depthwise, groups=64) == ["depthwise-planes"] * 3
     strided = chosen(*depthwise, groups=64, stride=2)
     assert strided == ["depthwise-planes", "planes", "depthwise-planes"]
+    few = chosen((8, 64, 28, 28), (64, 4, 3, 3), groups=16, channels_last=True)
+    assert few == ["grouped", "grouped", "planes"]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -95,13 +97,14 @@ def test_accuracy_against_float64(precision, bound, size):
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("size", [3, 7])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_depthwise_ends_with_its_activation(channels_last, size, activation):
+@pytest.mark.parametrize("depth", [1, 4])
+def test_depthwise_ends_with_its_activation(depth, channels_last, size, activation):
     rng = np.random.default_rng(9)
     x = 4 * rng.standard_normal((2, 20, 13, 40), np.float32)
     if channels_last:
         x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    w = rng.standard_normal((20, 1, size, size), np.float32)
-    y = F.conv2d(x, w, groups=20)
+    w = rng.standard_normal((20, depth, size, size), np.float32)
+    y = F.conv2d(x, w, groups=20 // depth)
     expected = np.where(y <= 0, 0, y)
     if activation == "relu6":
         expected[expected > 6] = 6
@@ -109,7 +112,7 @@ def test_depthwise_ends_with_its_activation(channels_last, size, activation):
         before = _runtime.kernel_set()
         _runtime.use_kernel_set(kernel_set)
         try:
-            ended = F.conv2d(x, w, groups=20, activation=activation)
+            ended = F.conv2d(x, w, groups=20 // depth, activation=activation)
         finally:
             _runtime.use_kernel_set(before)
         np.testing.assert_allclose(ended, expected, rtol=1e-4, atol=1e-4)

@@ -55,6 +55,7 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
 #include "row.h"
 #include "transpose.h"
 #include "depthwise.h"
+#include "grouped.h"
 #include "depthwise_planes.h"
 #define ROWS 1
 #define COLS DOT_COLS_1
@@ -209,6 +210,8 @@ static const cnn_kernels FN(kernels) = {
     .dot_tile = FN(dot_tiles),
     .gradient_tile = FN(gradient_tiles),
     .depthwise = FN(depthwise),
+    .grouped = FN(grouped),
+    .grouped_weights = FN(grouped_weights),
     .depthwise_gradient = FN(depthwise_gradient),
     .depthwise_plane = FN(depthwise_plane),
     .depthwise_plane_gradient = FN(depthwise_plane_gradient),

@@ -117,6 +117,9 @@ typedef struct {
     void (*run[2])(const cnn_gradient_tile *);  /* [vectors - 1] */
 } cnn_gradient_kernel;
 
+/* The outputs that a grouped block makes at most: so many pointers a tap are enough. */
+#define CNN_GROUPED_SOME 14
+
 /* Outputs [first, last) of a row, pixels of `channels` channels side by side. */
 typedef struct {
     isize rows, cols;         /* of taps */
@@ -126,6 +129,11 @@ typedef struct {
     isize stride, width;      /* columns from output to output, columns there are */
     isize x_step, y_step;     /* elements from pixel to pixel */
     isize channels, first, last;
+    /* grouped: channels of a group, a power of 2; taps of its weights; `channels`
+       zeros; room for pointers */
+    isize depth, taps;
+    const void *zeros;
+    const void **look;
 } cnn_depthwise;
 
 /* rows x cols outputs of one plane; CNN_PLANE_HIGH rows are made at a time, so that x has as
@@ -235,6 +243,12 @@ typedef struct {
        bias are read */
     void (*depthwise)(const cnn_depthwise *, void *y, const void *weight,
                       const void *bias, int activation);
+    /* the same with `depth` channels in and out a group: weight lies by
+       [vector of channels][tap][j]: to each channel from channel ^ j */
+    void (*grouped)(const cnn_depthwise *, void *y, const void *weight,
+                    const void *bias, int activation);
+    void (*grouped_weights)(void *dst, const void *src, isize channels, isize depth,
+                            isize taps, int transposed);
     /* sums[tap] += sum over the row of grad_y * x; whole vectors of sums */
     void (*depthwise_gradient)(const cnn_depthwise *, void *sums,
                                const void *grad_y);

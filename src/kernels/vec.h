@@ -278,6 +278,40 @@ static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
                             27, 29, 31)
 #endif
 
+/* lane l of the result is lane l ^ j of v, for j < LANES. Where that is an instruction
+ * for each j, j has to be known (SWAPS of them at once, in an unrolled loop). */
+#if VBYTES / (FLOAT_BITS / 8) == 2
+#define SWAPS 2
+static inline VEC FN(swapped)(VEC v, isize j)
+{
+    return j ? __builtin_shufflevector(v, v, 1, 0) : v;
+}
+#elif VBYTES / (FLOAT_BITS / 8) == 4
+#define SWAPS 4
+static inline VEC FN(swapped)(VEC v, isize j)
+{
+    return j == 0   ? v
+           : j == 1 ? __builtin_shufflevector(v, v, 1, 0, 3, 2)
+           : j == 2 ? __builtin_shufflevector(v, v, 2, 3, 0, 1)
+                    : __builtin_shufflevector(v, v, 3, 2, 1, 0);
+}
+#else
+#define SWAPS 1
+static inline VEC FN(swapped)(VEC v, isize j)
+{
+    IVEC lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    lane ^= (IREAL)j;
+#if VBYTES == 64 && FLOAT_BITS == 32
+    return (VEC)_mm512_permutexvar_ps((__m512i)lane, (__m512)v);
+#elif VBYTES == 64
+    return (VEC)_mm512_permutexvar_pd((__m512i)lane, (__m512d)v);
+#else
+    return (VEC)_mm256_permutevar8x32_ps((__m256)v, (__m256i)lane);
+#endif
+}
+#endif
+
 static inline VEC FN(zip_low)(VEC a, VEC b) { return ZIP_LOW(a, b); }
 static inline VEC FN(zip_high)(VEC a, VEC b) { return ZIP_HIGH(a, b); }
 static inline VEC FN(even)(VEC a, VEC b) { return EVEN(a, b); }

@@ -30,6 +30,7 @@ CONVOLUTIONS: dict[str, tuple] = {
     "few filters": ((2, 6, 15, 16), (3, 6, 3, 3), {"padding": "same"}),
     "dilated": ((2, 8, 15, 16), (9, 8, 3, 3), {"dilation": 2, "padding": 2}),
     "groups": ((2, 12, 9, 10), (18, 4, 3, 3), {"groups": 3, "padding": 1}),
+    "few a group": ((2, 24, 11, 17), (24, 4, 3, 3), {"groups": 6, "padding": 1}),
     "depthwise": ((2, 21, 11, 12), (21, 1, 3, 3), {"groups": 21, "padding": 1}),
 }
 
