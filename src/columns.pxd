@@ -4,7 +4,7 @@
 # pixels by far.
 
 from boxes cimport (
-    box, box_at, box_pixels, boxes, count, cut, meets_padding, tap_list,
+    box, box_at, box_pixels, boxes, count as count_boxes, cut, meets_padding, tap_list,
 )
 from correlate cimport aligned, correlation
 from geometry cimport ceil_div, pixel
@@ -257,7 +257,7 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
         c.block, min(pixels // 8, max(4096, COLUMNS_BYTES // panel * c.block))))
     if c.grid.box_w < c.dst.w:
         c.grid.box_w = ceil_div(c.grid.box_w, c.block) * c.block
-        count(&c.grid)
+        count_boxes(&c.grid)
     c.slab = COLUMNS_BYTES
     if c.outs * c.depth_now * taps.count * size <= 2 * SLAB_BYTES:
         c.slab = SLAB_BYTES

@@ -242,6 +242,8 @@ CONV_CASES = {
     "large batch of small images": ConvCase(40, 3, 3, 3, 5, 3, 3, padding=1),
     "1x1, pixels in place": ConvCase(3, 32, 9, 11, 48, 1, 1),
     "1x1 strided, pixels in place": ConvCase(2, 48, 9, 10, 32, 1, 1, stride=2),
+    "1x1, tiles across images": ConvCase(9, 20, 7, 7, 30, 1, 1),
+    "1x1, low tiles and slabs": ConvCase(2, 70, 32, 25, 64, 1, 1),
     "1x1 padded": ConvCase(2, 18, 5, 6, 3, 1, 1, padding=1),
     "many channels to three": ConvCase(2, 20, 9, 8, 3, 3, 3, padding=(1, 0)),
     "few pixels, many weights": ConvCase(2, 130, 4, 5, 250, 3, 3, padding=1),

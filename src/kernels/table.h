@@ -216,7 +216,7 @@ typedef struct {
     isize itemsize, lanes, mr, vectors;   /* a tile is mr x (vectors * lanes) */
     void (*const *tile)(const cnn_tile *);     /* [vectors - 1] */
     void (*const *half_tile)(const cnn_tile *); /* the same for mr / 2 rows at most */
-    void (*low_tile)(const cnn_tile *);          /* low_rows rows, 3 vectors */
+    void (*low_tile)(const cnn_tile *);         /* the same for low_rows, 3 vectors */
     isize low_rows;
 
     /* dst[j * dst_step + i] = src[i * src_step + j], i < rows, j < cols */
