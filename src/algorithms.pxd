@@ -71,7 +71,7 @@ cdef inline const cnn_winograd *filtering(
     # products for a pair of channel and filter
     cdef isize direct = dst.n * dst.h * dst.w * taps.count, fewest = direct, products
     cdef isize across = phases_across(taps)
-    cdef double cost
+    cdef isize cost
     if at == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
         return NULL
     if channels < 16 or filters < 16:
@@ -96,13 +96,14 @@ cdef inline const cnn_winograd *filtering(
     # value of a weight 32, or 64 through memory, whence tiles get it more slowly, too
     # (3x3 512->512 with 16 patches 1.7 times, 32 patches 1.2 times, 256->256 with 128
     # patches 0.8 times); in the gradient of weights 48 (0.9 times with 32 patches).
-    cost = fewest * (1 + 12.0 / channels + 12.0 / filters)
+    # Whole numbers: the caller's floating-point state is left alone.
+    cost = fewest + 12 * fewest // channels + 12 * fewest // filters
     if not is_streamed(best, channels, filters, kernels.itemsize):
-        cost += 32.0 * points_of(best)
+        cost += 32 * points_of(best)
     elif of_weights:
-        cost += 48.0 * points_of(best)
+        cost += 48 * points_of(best)
     else:
-        cost += 0.4 * fewest + 64.0 * points_of(best)
+        cost += 2 * fewest // 5 + 64 * points_of(best)
     return best if cost < direct else NULL
 
 

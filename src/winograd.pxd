@@ -391,7 +391,8 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
             f.output(
                 ends[p].y + block * step_block, step_row, step_col,
                 ends[p].rows, ends[p].cols, cols,
-                <char *> products[p] + (block - first) * points * w.products_step * size,
+                <char *> products[p]
+                + (block - first) * points * w.products_step * size,
                 w.products_step, bias_panel(c, group, block), c.activation)
         if c.direct:
             continue
