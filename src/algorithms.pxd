@@ -10,6 +10,7 @@ from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
     plan_direct,
 )
+from direct_gradient cimport gradient_task, plan_gradient, space_of
 from geometry cimport ceil_div
 from kernels cimport (
     CNN_ADD, CNN_BIAS, CNN_LINEAR, cnn_kernels, cnn_runtime, cnn_task, cnn_winograd,
@@ -36,8 +37,7 @@ from planes cimport (
     weights_as_they_lie,
 )
 from weight_gradient cimport (
-    CHUNKS_BYTES, add_chunks_task, gradient_of_weight, gradient_task,
-    plan_gradient, space_of, store_weights, whole_vectors,
+    CHUNKS_BYTES, add_chunks_task, gradient_of_weight, store_weights,
 )
 from winograd_gradient cimport (
     plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
@@ -364,6 +364,7 @@ cdef inline int weight_gradient(
         return 0
     w.block = w.kernels.lanes * w.kernels.vectors
     w.gang = 1
+    w.row_channels = w.channels
     w.store = store_weights
     w.algorithm = choose_gradient(runtime, w)
     if w.algorithm == DEPTHWISE:
