@@ -122,8 +122,7 @@ cdef inline void run_tiles(
     """
     cdef const cnn_kernels *kernels = w.kernels
     cdef const tap_list *taps = &w.taps
-    cdef isize wide = 1 if w.x_lies else taps.wide
-    cdef isize rows = channels * wide, row = 0, v, size = kernels.itemsize
+    cdef isize rows = channels * taps.wide, row = 0, v, size = kernels.itemsize
     cdef isize i0, i1, j0, j1
     cdef tile_cut tile = cut_rows(
         kernels, rows, q.a_row, width, taps.count > 1)
@@ -162,18 +161,17 @@ cdef inline void run_block(
     cnn_gradient_tile *q, cnn_lines *x_next, cnn_lines *errors_next,
 ) noexcept nogil:
     """All of a part's rows for one block of filters and image n of the box."""
-    cdef isize size = w.kernels.itemsize, first = 0, t, channels
-    cdef isize wide = 1 if w.x_lies else w.taps.wide
+    cdef isize size = w.kernels.itemsize, first = 0, t, channels, offset
     cdef band own = around[0]
     cdef const char *at
     while first < p.channels:
         channels = min(w.row_channels, p.channels - first)
         if w.x_lies:
-            q.a_row, q.a_step, q.a_move = w.x.step_c, w.x.step_w, w.x.step_h
+            q.a_row, q.a_step = w.x.step_c, w.taps.sx * w.x.step_w
+            q.a_move = w.taps.sy * w.x.step_h
             at = pixel(
                 &w.x, where.n0 + n, p.group * w.channels + p.channel0 + first,
-                where.i0, where.j0) + size * (
-                    w.taps.dy[0] * w.x.step_h + w.taps.dx[0] * w.x.step_w)
+                where.i0 * w.taps.sy, where.j0 * w.taps.sx)
         else:
             own = band_of_channels(around, channels)
             q.a_row, q.a_step = 1, w.taps.sx * channels
@@ -181,13 +179,14 @@ cdef inline void run_block(
             at = copied + n * own.image_step * size
         t = 0
         while t < w.taps.count:
-            q.a = at
-            if not w.x_lies:
-                q.a = at + size * band_offset(&own, &w.taps, t)
-            q.c = sums
+            if w.x_lies:
+                offset = w.taps.dy[t] * w.x.step_h + w.taps.dx[t] * w.x.step_w
+            else:
+                offset = band_offset(&own, &w.taps, t)
+            q.a, q.c = at + offset * size, sums
             run_tiles(w, where, q, channels, t, width, x_next, errors_next)
-            sums += wide * channels * width * size
-            t += wide
+            sums += w.taps.wide * channels * width * size
+            t += w.taps.wide
         copied += band_elements(&w.grid, around) * size
         first += channels
 
@@ -309,17 +308,26 @@ cdef inline void copy_errors(
         f += width
 
 
+cdef inline bint rows_lie(const gradient_of_weight *w) noexcept nogil:
+    """Whether the rows of tiles may be read where x lies."""
+    cdef isize size = w.kernels.itemsize
+    if w.x.step_c != 1:
+        # planes further apart than this share too few places of the first cache
+        return (
+            w.taps.count == 1 and w.x.step_w == 1 and w.x.step_c * size % 2048 != 0)
+    # an even number of rows, for no tile must look behind them; and taps beside each
+    # other need whole pixels, without a gap
+    return w.x.step_w * size <= 1024 and w.channels * w.taps.wide % 2 == 0 and (
+        w.taps.count == 1
+        or w.some_channels >= w.channels and w.x.step_w == w.channels)
+
+
 cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
     """Choose parts, chunks and boxes from the geometry alone."""
     cdef const cnn_kernels *kernels = w.kernels
     cdef isize size = kernels.itemsize, lanes = kernels.lanes, pixels
-    cdef isize chunks, parts, share, most
+    cdef isize chunks, parts, share, columns, most
     w.padded = meets_padding(&w.taps, &w.x, &w.grad_y)
-    # pixels that several taps read are better copied close together; pixels further
-    # apart than this share too few places of the first cache
-    w.x_lies = not w.padded and w.taps.count == 1 and (
-        w.channels % 2 == 0 and w.x.step_w * size <= 1024 if w.x.step_c == 1
-        else w.x.step_w == 1 and w.x.step_c * size % 2048 != 0)
     w.errors_lie = (
         w.grad_y.step_c == 1 and w.filters % lanes == 0
         and w.grad_y.step_w * size <= 1024)
@@ -333,14 +341,21 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
         w.some_filters = ceil_div(w.some_filters // 2, lanes) * lanes
     w.some_channels = even_share(w.channels, max(
         1, SUM_BYTES // (w.taps.count * whole_vectors(w, w.some_filters) * size)))
-    # eight tasks: rather by channels than by chunks, whose sums go through memory,
-    # which costs each chunk about as much as 60 pixels in the tiles
+    # up to eight tasks: rather by channels than by chunks, whose sums go through
+    # memory, which costs each chunk about as much as 60 pixels in the tiles; but each
+    # part of the channels copies the errors (1x1 40->120 at 14x14: 64 to 106 GFLOP/s)
     pixels = w.grad_y.n * w.grad_y.h * w.grad_y.w
-    chunks = min(8, max(1, pixels // 1200))
+    columns = w.channels * w.taps.count
+    w.tasks = min(8, max(1, (pixels * w.groups * w.filters * columns) >> 21))
+    chunks = pixels // 1200
+    if not w.errors_lie:
+        chunks = max(chunks, pixels // max(400, 2 * columns))
+    chunks = min(w.tasks, max(1, chunks))
     parts = w.groups * ceil_div(w.filters, w.some_filters)
-    share = ceil_div(w.channels, ceil_div(8, chunks * parts))
+    share = ceil_div(w.channels, ceil_div(w.tasks, chunks * parts))
     share = ceil_div(share, lanes) * lanes
     w.some_channels = min(w.some_channels + w.some_channels % 2, share)
+    w.x_lies = not w.padded and rows_lie(w)
     # whole tiles of channels, however many taps lie side by side
     w.row_channels = w.some_channels
     if not w.x_lies and w.some_channels > 2 * kernels.gradient_rows[0]:

@@ -46,6 +46,7 @@ cdef struct gradient_of_weight:
     isize some_channels, some_filters   # a task's part of the weights
     isize row_channels                  # channels side by side in sums, at most
     isize channel_parts, filter_parts, chunks
+    isize tasks                         # to share out, at least
     isize part_size                     # a part's weights, filters in whole vectors
     store_sums store
     char *partial                       # [part][chunk][part_size], if chunks > 1
