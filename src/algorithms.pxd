@@ -10,6 +10,7 @@ from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
     plan_direct,
 )
+from direct_gradient cimport gradient_task, plan_gradient, space_of
 from geometry cimport ceil_div, image
 from kernels cimport (
     CNN_ADD, CNN_BIAS, CNN_LINEAR, cnn_kernels, cnn_runtime, cnn_task, cnn_winograd,
@@ -36,8 +37,7 @@ from planes cimport (
     weights_as_they_lie,
 )
 from weight_gradient cimport (
-    CHUNKS_BYTES, add_chunks_task, gradient_of_weight, gradient_task,
-    plan_gradient, space_of, store_weights, whole_vectors,
+    CHUNKS_BYTES, add_chunks_task, gradient_of_weight, store_weights,
 )
 from winograd_gradient cimport (
     plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
@@ -375,10 +375,13 @@ cdef inline int choose_gradient(
     const cnn_runtime *runtime, gradient_of_weight *w
 ) noexcept nogil:
     """Choose the algorithm of a weights' gradient from its geometry."""
-    cdef isize size = w.kernels.itemsize
+    cdef isize size = w.kernels.itemsize, few
     w.winograd = filtering(
         runtime, w.kernels, &w.taps, w.channels, w.filters, &w.grad_y, True)
-    if w.winograd != NULL:
+    # one vector of filters, and of channels: the transforms cost what they save
+    # (GFLOP/s by Winograd and direct: 3x3 16->16 142 and 148, 5x5 123 and 163, but
+    # 3x3 16->32 191 and 156)
+    if w.winograd != NULL and max(w.channels, w.filters) > w.kernels.lanes:
         return WINOGRAD
     if w.channels == 1 and w.filters == 1 and w.groups > 1:
         if w.x.step_c == 1 and w.grad_y.step_c == 1:
@@ -388,9 +391,11 @@ cdef inline int choose_gradient(
         if (w.x.step_w == 1 and w.grad_y.step_w == 1 and (
                 w.kernels.lanes * size < 64 or w.grad_y.h * w.grad_y.w * size >= 512)):
             return DEPTHWISE_PLANES
-    # vectors of filters would stay half empty (after the exchange with channels);
-    # GFLOP/s direct and by planes: 5x5 1->6 29 and 47, but 3->32 127 and 74
-    return PLANES if w.filters < 16 else DIRECT
+    # vectors of filters would stay half empty (after the exchange with channels), and
+    # planes would have to be turned; GFLOP/s direct and by planes: 5x5 1->6 29 and 47,
+    # but 3->32 127 and 74; channels-last 3x3 8->8 59 and 30, 12->12 101 and 47
+    few = 16 if w.x.step_c != 1 else 8
+    return PLANES if w.filters < few else DIRECT
 
 
 cdef inline int weight_gradient(
@@ -408,7 +413,8 @@ cdef inline int weight_gradient(
         memset(w.grad_weight, 0, weights * size)
         return 0
     w.block = w.kernels.lanes * w.kernels.vectors
-    w.gang = 1
+    w.gang, w.tasks = 1, 8
+    w.row_channels = w.channels
     w.store = store_weights
     w.algorithm = choose_gradient(runtime, w)
     if w.algorithm == DEPTHWISE:
@@ -440,7 +446,7 @@ cdef inline int weight_gradient(
     w.channel_parts = ceil_div(w.channels, w.some_channels)
     parts = ceil_div(w.groups, w.gang) * w.filter_parts * w.channel_parts
     # enough tasks to share out, as far as the chunks' sums may be stored
-    w.chunks = min(ceil_div(8, parts), boxes(&w.grid))
+    w.chunks = min(ceil_div(w.tasks, parts), boxes(&w.grid))
     w.chunks = max(1, min(w.chunks, CHUNKS_BYTES // (parts * w.part_size * size)))
     w.partial = NULL
     if w.chunks > 1:

@@ -4,20 +4,17 @@
 
 from boxes cimport cut
 from correlate cimport aligned
+from direct_gradient cimport COPY_BYTES, SUM_BYTES, cut_rows, tile_cut
 from geometry cimport ceil_div, image, pixel
-from kernels cimport (
-    CNN_ZERO, cnn_gradient_kernel, cnn_gradient_tile, cnn_kernels, cnn_lines, isize,
-)
+from kernels cimport CNN_ZERO, cnn_gradient_tile, cnn_kernels, cnn_lines, isize
 from libc.string cimport memset
-from weight_gradient cimport (
-    COPY_BYTES, SUM_BYTES, gradient_of_weight, gradient_part, part_of, tile_rows,
-)
+from weight_gradient cimport gradient_of_weight, gradient_part, part_of
 
 
 # What a task's scratch holds, in bytes from its start; columns in elements.
 cdef struct few_space:
     isize pixels, columns               # of a row of pixels, in whole vectors
-    isize errors, a, total
+    isize errors, total
 
 
 cdef inline few_space few_space_of(const gradient_of_weight *w) noexcept nogil:
@@ -26,9 +23,8 @@ cdef inline few_space few_space_of(const gradient_of_weight *w) noexcept nogil:
     s.pixels = w.grad_y.n * w.grad_y.h * w.grad_y.w
     s.columns = ceil_div(w.some_channels * w.taps.count, lanes) * lanes
     s.errors = aligned(s.pixels * s.columns * size)
-    s.a = s.errors + aligned(s.pixels * w.filters * size)
-    s.total = s.a + aligned(
-        (w.filters + w.kernels.gradient_tile.rows) * <isize> sizeof(void *))
+    # a tile of an even number of rows may look at one element more
+    s.total = s.errors + aligned((s.pixels * w.filters + 1) * size)
     return s
 
 
@@ -74,7 +70,6 @@ cdef inline void few_pixels_task(void *job, isize task, char *scratch) noexcept 
     cdef isize size = kernels.itemsize, lanes = kernels.lanes
     cdef gradient_part part = part_of(w, task)
     cdef few_space s = few_space_of(w)
-    cdef const void **a = <const void **> (scratch + s.a)
     cdef isize columns = part.channels * w.taps.count, row, col, n, i, width, left
     cdef isize all_columns = w.channels * w.taps.count
     cdef bint planar = w.grad_y.step_w == 1
@@ -82,41 +77,39 @@ cdef inline void few_pixels_task(void *job, isize task, char *scratch) noexcept 
         part.group * w.filters * all_columns + part.channel0 * w.taps.count)
     cdef char *errors = scratch + s.errors
     cdef const char *at
-    cdef const cnn_gradient_kernel *kernel
+    cdef tile_cut tile
     cdef cnn_gradient_tile q
     cdef cnn_lines next
     fill_windows(w, &part, &s, scratch)
     # grad_y -> [filter][pixel] or [pixel][filter], as its order is
-    cdef isize filter_step = s.pixels if planar else 1
+    q.a_row = s.pixels if planar else 1
     q.a_step = 1 if planar else w.filters
     for n in range(w.grad_y.n):
         for i in range(w.grad_y.h):
             at = pixel(&w.grad_y, n, part.group * w.filters, i, 0)
             if planar:
-                kernels.copy(errors, filter_step, 1, at, w.grad_y.step_c, 1,
+                kernels.copy(errors, s.pixels, 1, at, w.grad_y.step_c, 1,
                              w.filters, w.grad_y.w)
             else:
                 kernels.copy(errors, w.filters, 1, at, w.grad_y.step_w,
                              w.grad_y.step_c, w.grad_y.w, w.filters)
             errors += w.grad_y.w * q.a_step * size
-    for row in range(w.filters + kernels.gradient_tile.rows):
-        a[row] = scratch + s.errors + size * filter_step * (
-            row if row < w.filters else 0)
     q.batches, q.depth = 1, s.pixels
-    q.a_from = q.a_move = q.b_move = 0
+    q.a_move = q.b_move = 0
     q.b_step, q.c_step, q.start = s.columns, all_columns, CNN_ZERO
     q.next = &next
     # grad_y[filters x pixels] . windows[pixels x columns] -> grad_weight
+    tile = cut_rows(kernels, w.filters, q.a_row, 2 * lanes, True)
     row = 0
     while row < w.filters:
-        kernel = kernels.gradient_tile + tile_rows(
-            kernels.gradient_tile, w.filters - row)
-        q.rows = min(kernel.rows, w.filters - row)
-        q.a = a + row
+        q.rows = min(tile.rows, w.filters - row)
+        q.a = scratch + s.errors + row * q.a_row * size
         col = 0
         while col < columns:
             left = columns - col
-            width = 2 * lanes if left > lanes else lanes
+            width = lanes
+            if left > lanes:
+                width *= tile.vectors
             q.cols = min(width, left)
             q.b = scratch + col * size
             q.c = to + (row * all_columns + col) * size
@@ -126,7 +119,7 @@ cdef inline void few_pixels_task(void *job, isize task, char *scratch) noexcept 
             next.left = 2 * q.rows
             next.jump = all_columns * size - 128
             next.row = next.of_row = next.left
-            kernel.run[width // lanes - 1](&q)
+            kernels.gradient_tile[ceil_div(q.rows, 2) - 1].run[width // lanes - 1](&q)
             col += width
         row += q.rows
 

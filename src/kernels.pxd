@@ -130,8 +130,8 @@ cdef extern from "table.h" nogil:
 
     ctypedef struct cnn_gradient_tile:
         isize rows, cols, batches, depth
-        const void *const *a
-        isize a_from, a_move, a_step
+        const void *a
+        isize a_row, a_move, a_step
         const void *b
         isize b_move, b_step
         void *c
@@ -163,6 +163,8 @@ cdef extern from "table.h" nogil:
         const cnn_plane_kernel *plane_tile
         const cnn_dot_kernel *dot_tile
         const cnn_gradient_kernel *gradient_tile
+        isize gradient_rows[2]
+        isize gradient_single
         void (*depthwise)(
             const cnn_depthwise *, void *, const void *, const void *, int
         ) noexcept nogil

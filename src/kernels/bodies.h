@@ -69,45 +69,7 @@ static const cnn_dot_kernel FN(dot_tiles)[] = {
     {1, DOT_COLS_1, FN(dot_tile_1)},
     {DOT_ROWS_2, DOT_COLS_2, FN(dot_tile_2)},
 };
-#define ROWS GRADIENT_ROWS_1
-#define NV 1
-#define TILE FN(gradient_tile_1_1)
-#include "gradient_tile.h"
-#define NV 2
-#define TILE FN(gradient_tile_1_2)
-#include "gradient_tile.h"
-#undef ROWS
-#define ROWS GRADIENT_ROWS_2
-#define NV 1
-#define TILE FN(gradient_tile_2_1)
-#include "gradient_tile.h"
-#define NV 2
-#define TILE FN(gradient_tile_2_2)
-#include "gradient_tile.h"
-#undef ROWS
-#define ROWS GRADIENT_ROWS_3
-#define NV 1
-#define TILE FN(gradient_tile_3_1)
-#include "gradient_tile.h"
-#define NV 2
-#define TILE FN(gradient_tile_3_2)
-#include "gradient_tile.h"
-#undef ROWS
-#define ROWS GRADIENT_ROWS_4
-#define NV 1
-#define TILE FN(gradient_tile_4_1)
-#include "gradient_tile.h"
-#define NV 2
-#define TILE FN(gradient_tile_4_2)
-#include "gradient_tile.h"
-#undef ROWS
-static const cnn_gradient_kernel FN(gradient_tiles)[] = {
-    {GRADIENT_ROWS_1, {FN(gradient_tile_1_1), FN(gradient_tile_1_2)}},
-    {GRADIENT_ROWS_2, {FN(gradient_tile_2_1), FN(gradient_tile_2_2)}},
-    {GRADIENT_ROWS_3, {FN(gradient_tile_3_1), FN(gradient_tile_3_2)}},
-    {GRADIENT_ROWS_4, {FN(gradient_tile_4_1), FN(gradient_tile_4_2)}},
-    {0, {0, 0}},
-};
+#include "gradient_tiles.h"
 #if FLOAT_BITS == 32 /* double is for exactness: direct sums only */
 #define W(name) FN(name##_3x3)
 #define P 6
@@ -209,6 +171,8 @@ static const cnn_kernels FN(kernels) = {
     .plane_tile = FN(plane_tiles),
     .dot_tile = FN(dot_tiles),
     .gradient_tile = FN(gradient_tiles),
+    .gradient_rows = {GRADIENT_ROWS_1, GRADIENT_ROWS_2},
+    .gradient_single = GRADIENT_SINGLE,
     .depthwise = FN(depthwise),
     .grouped = FN(grouped),
     .grouped_weights = FN(grouped_weights),

@@ -14,8 +14,7 @@
 #define DOT_COLS_1 9
 #define DOT_ROWS_2 3
 #define DOT_COLS_2 3
-#define GRADIENT_ROWS_1 5
-#define GRADIENT_ROWS_2 4
-#define GRADIENT_ROWS_3 3
-#define GRADIENT_ROWS_4 2
+#define GRADIENT_ROWS_1 12
+#define GRADIENT_ROWS_2 6
+#define GRADIENT_SINGLE 0
 #include "kernel_set.h"

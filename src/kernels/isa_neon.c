@@ -14,8 +14,7 @@
 #define DOT_COLS_1 9
 #define DOT_ROWS_2 6
 #define DOT_COLS_2 4
-#define GRADIENT_ROWS_1 12
-#define GRADIENT_ROWS_2 10
-#define GRADIENT_ROWS_3 8
-#define GRADIENT_ROWS_4 4
+#define GRADIENT_ROWS_1 24
+#define GRADIENT_ROWS_2 12
+#define GRADIENT_SINGLE 0
 #include "kernel_set.h"

@@ -98,12 +98,13 @@ typedef struct {
     isize row, of_row, row_jump;
 } cnn_lines;
 
-/* C[rows x cols] = (C) + sum over batches and k < depth of A(i, k) B(k, j), A by row
- * pointers, B and C rows of vectors. */
+/* C[rows x cols] = (C) + sum over batches and k < depth of A(i, k) B(k, j), B and C
+ * rows of vectors. Rows of A that lie side by side (a_row = 1) are read up to the next
+ * even one; they are operands at constant distances from one pointer. */
 typedef struct {
     isize rows, cols, batches, depth;
-    const void *const *a;     /* each of the kernel's rows must be readable */
-    isize a_from, a_move, a_step;
+    const void *a;
+    isize a_row, a_move, a_step;   /* from row to row, batch to batch, k to k + 1 */
     const void *b;
     isize b_move, b_step;
     void *c;
@@ -238,7 +239,9 @@ typedef struct {
 
     const cnn_plane_kernel *plane_tile;   /* by rising rows, ends with rows = 0 */
     const cnn_dot_kernel *dot_tile;       /* for few rows, then for more */
-    const cnn_gradient_kernel *gradient_tile;  /* by falling rows, ends with rows = 0 */
+    const cnn_gradient_kernel *gradient_tile;  /* of 2, 4, ... rows */
+    isize gradient_rows[2];               /* at most, of one vector and of two */
+    isize gradient_single;                /* rows from which one will do; 0: none */
     /* y[first ...] = bias + sum over taps of x * weight; whole vectors of weight and
        bias are read */
     void (*depthwise)(const cnn_depthwise *, void *y, const void *weight,

@@ -181,7 +181,17 @@ static void FN(sum_rows)(void *dst_, const void *src_, isize src_row, isize src_
     REAL *dst = dst_;
     const REAL *src = src_;
     if (src_row == 1) {
-        for (isize i = 0; i < rows; i += LANES) {
+        isize i = 0;
+        /* four vectors at a time: one sum alone waits for its additions */
+        for (; i + 4 * LANES <= rows; i += 4 * LANES) {
+            VEC sum[4] = {{0}};
+            for (isize j = 0; j < cols; j++)
+                UNROLL for (int v = 0; v < 4; v++)
+                    sum[v] += FN(load)(src + i + v * LANES + j * src_col);
+            UNROLL for (int v = 0; v < 4; v++)
+                FN(store)(dst + i + v * LANES, FN(load)(dst + i + v * LANES) + sum[v]);
+        }
+        for (; i < rows; i += LANES) {
             isize n = rows - i;
             VEC sum = {0};
             if (n >= LANES) {
