@@ -73,11 +73,16 @@ class Row:
     @property
     def bandwidth(self) -> float:
         """10^9 bytes a second, of the bytes that a pool must read and write."""
-        return self.task.traffic / self.ours / 1e9
+        return self.task.traffic / self.to_memory_in_use / 1e9
 
     @property
     def of_copy(self) -> float:
-        return self.times["copy"].of(self.statistic) / self.ours
+        return self.times["copy"].of(self.statistic) / self.to_memory_in_use
+
+    @property
+    def to_memory_in_use(self) -> float:
+        """Seconds of a pool that writes to the same array each time, as copies do."""
+        return self.times["cnn_ext out="].of(self.statistic)
 
     def record(self, peak: float) -> dict[str, Any]:
         """As JSON takes it."""
@@ -130,6 +135,8 @@ def measure(
     row = Row(task, settings.statistic)
     ordered = data.ordered(task.order)
     styles = {peer.reuses_output for peer in peers} or {False}
+    if not task.shape.is_conv:
+        styles.add(True)  # as the copy
     every = {
         name: peer for name, peer in ours.items() if peer.reuses_output in styles
     } | {peer.name: peer for peer in peers}

@@ -152,6 +152,7 @@ torch makes a new tensor a call and meets our call that makes a new array; engin
 to memory of their own, or bound beforehand, from weights that they prepared, and meet
 our call with out= and prepared weights (ms, GFLOP/s are of the first if both were
 timed)
+GB/s, of copy: of a pool's call with out=, against a copy to an array in use
 * the peer takes NCHW alone, and was given NCHW"""
 
 

@@ -70,7 +70,7 @@ cdef extern from "table.h" nogil:
     ctypedef struct cnn_window:
         isize count, lane, rows, cols, row_step, col_step, code, code_row
         const void *first
-        isize runs, x_run, y_run, code_run
+        isize runs, x_run, y_run, code_run, ahead, fetched, fetch_step
 
     ctypedef struct cnn_share:
         isize at, code
@@ -246,6 +246,7 @@ cdef extern from "table.h" nogil:
         void (*fill_row)(void *, double, isize) noexcept nogil
         void (*mean_rows)(
             void *, isize, const void *, isize, isize, isize, double) noexcept nogil
+        void (*stream)(void *, const void *, isize) noexcept nogil
 
     ctypedef struct cnn_kernel_set:
         const char *name

@@ -17,13 +17,13 @@ from geometry cimport (
 )
 from kernels cimport CNN_RUNTIME, check, cnn_runtime, isize, kernels_for
 from pool_backward cimport (
-    fill_plane_task, gather_planes_task, gather_scratch, gather_task, plan_planes,
+    fill_plane_task, gather_scratch, gather_task, gathered_bytes, plan_planes,
     scatter_indices_task, scatter_task, spread_scratch, spread_task,
 )
 from pool_forward cimport forward_task, plan_forward, whole_plane_task
 from pooling cimport (
     axis_of, column_divisor, find_places, inside, most_windows, place, planes_of,
-    pooling, row_divisor, set_integer, set_real, stopped,
+    pooling, row_divisor, rows_bytes, set_integer, set_real, stopped, streams,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
@@ -139,7 +139,7 @@ cdef bint one_window(const pooling *p) noexcept nogil:
 cdef int run_forward(pooling *p) noexcept nogil:
     cdef const pool_geometry *g = &p.g
     cdef double work = 2.0 * g.n * g.c * g.h * g.w
-    cdef isize row
+    cdef isize row, scratch
     cdef int failed
     p.kernels = kernels_for(runtime, p.x.itemsize)
     p.interrupted = runtime.interrupted
@@ -155,9 +155,12 @@ cdef int run_forward(pooling *p) noexcept nogil:
     p.forward.total = 0
     if not p.channels_last:
         plan_forward(p)
+    scratch = p.forward.total
+    p.streamed = streams(p, &p.y)
+    if p.streamed:
+        scratch += rows_bytes(&p.y, p.rows_per_task)
     failed = runtime.run(
-        forward_task, p, tasks_of(p, planes_of(p), g.out_h * row),
-        p.forward.total, work)
+        forward_task, p, tasks_of(p, planes_of(p), g.out_h * row), scratch, work)
     free(p.tables)
     return failed
 
@@ -170,6 +173,7 @@ cdef int run_backward(pooling *p) noexcept nogil:
     """Choose how the errors travel back, and send them."""
     cdef const pool_geometry *g = &p.g
     cdef double work = 2.0 * g.n * g.c * g.h * g.w
+    cdef isize row
     cdef int failed
     p.kernels = kernels_for(runtime, p.x.itemsize)
     p.interrupted = runtime.interrupted
@@ -183,12 +187,16 @@ cdef int run_backward(pooling *p) noexcept nogil:
         return -1
     if p.channels_last:
         share_rows(p, g.h, g.w * g.c * terms(windows_of_pixel(p)))
+        p.streamed = streams(p, &p.x)
+        p.errors.total = gather_scratch(p)
+        row = g.w * g.c * terms(windows_of_pixel(p))
         failed = runtime.run(
-            gather_task, p, g.n * p.tasks_per_plane, gather_scratch(p), work)
+            gather_task, p, tasks_of(p, g.n, g.h * row), gathered_bytes(p), work)
     elif gathers_in_planes(p):
+        p.streamed = streams(p, &p.x)
+        row = g.w * terms(windows_of_pixel(p))
         failed = runtime.run(
-            gather_planes_task, p, g.n * g.c * p.tasks_per_plane,
-            p.errors.total, work)
+            gather_task, p, tasks_of(p, g.n * g.c, g.h * row), gathered_bytes(p), work)
     elif p.average:
         failed = runtime.run(spread_task, p, g.n * g.c, spread_scratch(p), work)
     else:
@@ -207,13 +215,13 @@ cdef bint gathers_in_planes(pooling *p) noexcept nogil:
         and p.errors.total <= ERRORS_BYTES)
 
 
-def max_pool2d(object sizes, x, y, argmax):
+def max_pool2d(object sizes, x, y, argmax, bint fresh=False):
     """y = the first maximum of each window; argmax (or None) = its position."""
     cdef pooling p
     cdef Py_buffer vx, vy, va
     cdef int failed
     p.g = pool_sizes(sizes)
-    p.average = False
+    p.average, p.fresh = False, fresh
     hold(x, &vx, False)
     hold(y, &vy, True)
     p.x, p.y = image_of(&vx), image_of(&vy)
@@ -250,13 +258,15 @@ def max_pool2d_indices(object sizes, argmax, indices):
     check(failed, "max_pool2d")
 
 
-def max_pool2d_backward(object sizes, grad_y, argmax, grad_x):
+def max_pool2d_backward(
+    object sizes, grad_y, argmax, grad_x, bint fresh=False
+):
     """grad_x: the winner gets the whole error; argmax is uint8, uint16 or int64."""
     cdef pooling p
     cdef Py_buffer vg, va, vx
     cdef int failed
     p.g = pool_sizes(sizes)
-    p.average = False
+    p.average, p.fresh = False, fresh
     hold(grad_y, &vg, False)
     hold(argmax, &va, False)
     hold(grad_x, &vx, True)
@@ -269,13 +279,16 @@ def max_pool2d_backward(object sizes, grad_y, argmax, grad_x):
     check(failed, "max_pool2d_backward")
 
 
-def avg_pool2d(object sizes, x, y, bint count_include_pad, isize divisor_override):
+def avg_pool2d(
+    object sizes, x, y, bint count_include_pad, isize divisor_override,
+    bint fresh=False
+):
     """y = sum of each window / divisor; divisor_override 0 means none."""
     cdef pooling p
     cdef Py_buffer vx, vy
     cdef int failed
     p.g = pool_sizes(sizes)
-    p.average = True
+    p.average, p.fresh = True, fresh
     p.include_pad, p.divisor_override = count_include_pad, divisor_override
     hold(x, &vx, False)
     hold(y, &vy, True)
@@ -290,14 +303,15 @@ def avg_pool2d(object sizes, x, y, bint count_include_pad, isize divisor_overrid
 
 
 def avg_pool2d_backward(
-    object sizes, grad_y, grad_x, bint count_include_pad, isize divisor_override
+    object sizes, grad_y, grad_x, bint count_include_pad, isize divisor_override,
+    bint fresh=False
 ):
     """grad_x: every pixel of a window gets its share of the error."""
     cdef pooling p
     cdef Py_buffer vg, vx
     cdef int failed
     p.g = pool_sizes(sizes)
-    p.average = True
+    p.average, p.fresh = True, fresh
     p.include_pad, p.divisor_override = count_include_pad, divisor_override
     hold(grad_y, &vg, False)
     hold(grad_x, &vx, True)

@@ -6,8 +6,8 @@ from kernels cimport cnn_gather, cnn_share, isize
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.string cimport memset
 from pooling cimport (
-    LARGE_PLANE, axis, column_divisor, error_rows, most_windows, place, pooling,
-    row_divisor, stopped,
+    LARGE_PLANE, axis, column_divisor, error_rows, most_windows, moved, place,
+    planes_of, pooling, row_divisor, rows_bytes, stopped, stream_rows,
 )
 
 # --- gather: each pixel of grad_x is written once ----------------------------------
@@ -15,7 +15,13 @@ from pooling cimport (
 
 cdef inline isize gather_scratch(const pooling *p) noexcept nogil:
     return (
-        most_windows(&p.down) * most_windows(&p.across) * <isize> sizeof(cnn_share))
+        most_windows(&p.down) * most_windows(&p.across) * <isize> sizeof(cnn_share)
+        + 63) // 64 * 64
+
+
+cdef inline isize gathered_bytes(const pooling *p) noexcept nogil:
+    """Scratch of a task, with the rows that it streams away."""
+    return p.errors.total + (rows_bytes(&p.x, p.rows_per_task) if p.streamed else 0)
 
 
 cdef inline isize list_shares(
@@ -37,18 +43,17 @@ cdef inline isize list_shares(
     return shares
 
 
-cdef inline void gather_task(void *job, isize task, char *scratch) noexcept nogil:
+cdef inline void gather_pixels(
+    const pooling *p, isize n, isize y0, isize y1, char *scratch
+) noexcept nogil:
     """Channels last: some rows, the pixels of a row that lie alike in one run."""
-    cdef const pooling *p = <const pooling *> job
     cdef const pool_geometry *g = &p.g
-    cdef isize n = task // p.tasks_per_plane
-    cdef isize y0 = task % p.tasks_per_plane * p.rows_per_task
     cdef isize x, y, phase, shares
     cdef const place *column
     cdef cnn_gather q
     q.count, q.phases, q.share, q.shares = g.c, 1, <cnn_share *> scratch, &shares
     q.x_run, q.y_run = g.stride_w * p.x.step_w, p.y.step_w
-    for y in range(y0, min(y0 + p.rows_per_task, g.h)):
+    for y in range(y0, y1):
         for phase in range(min(g.stride_w, g.w)):
             x = phase
             while x < g.w:
@@ -86,7 +91,8 @@ cdef inline void plan_planes(pooling *p, isize *table) noexcept nogil:
                 least = min(least, start // g.stride_w)
                 p.phase_columns[phase] += 1
                 count += 1
-    e.before = -least
+    # copies begin cache lines
+    e.before = ceil_div(-least, p.kernels.lanes) * p.kernels.lanes
     e.copied = p.average or g.stride_w == 1
     for s in range(count):
         # windows side by side, from the first pixel on: errors are read where they lie
@@ -95,25 +101,24 @@ cdef inline void plan_planes(pooling *p, isize *table) noexcept nogil:
     e.pitch = e.before + max(
         g.out_w, (g.stride_w - 1 + g.left) // g.stride_w
         + ceil_div(g.w, g.stride_w) + p.kernels.lanes)
+    e.pitch = ceil_div(e.pitch, p.kernels.lanes) * p.kernels.lanes
     e.rows = min(g.out_h, 1 + ceil_div(
         p.rows_per_task - 1 + g.dilation_h * (g.r - 1), g.stride_h))
     e.counts = most_windows(&p.down) * g.s * <isize> sizeof(cnn_share)
     e.errors = (e.counts + phases_of(p) * <isize> sizeof(isize) + 63) // 64 * 64
     e.places = e.errors + e.rows * e.pitch * p.x.itemsize
-    e.total = e.places + e.rows * e.pitch * p.argmax.itemsize
+    e.total = (e.places + e.rows * e.pitch * p.argmax.itemsize + 63) // 64 * 64
 
 
 cdef inline void copy_errors(
     const pooling *p, isize n, isize c, isize i0, isize i1, char *scratch
 ) noexcept nogil:
-    """Zeros around rows, so that every vector of a row can be read as it is."""
+    """Between zeros, so that every vector of a row can be read as it is."""
     cdef const pool_geometry *g = &p.g
     cdef const error_rows *e = &p.errors
     cdef isize size = p.x.itemsize, codes = p.argmax.itemsize, i
     cdef isize row = e.pitch * size
-    cdef char *to = scratch + e.errors
-    memset(to, 0, (i1 - i0) * row)
-    to += e.before * size
+    cdef char *to = scratch + e.errors + e.before * size
     if p.average:
         for i in range(i0, i1):
             p.kernels.scale_row(
@@ -128,16 +133,12 @@ cdef inline void copy_errors(
         g.out_w * codes)
 
 
-cdef inline void gather_planes_task(
-    void *job, isize task, char *scratch
+cdef inline void gather_rows(
+    const pooling *p, isize n, isize c, isize y0, isize y1, char *scratch
 ) noexcept nogil:
     """Planes: some rows of one channel, those that lie alike in one run."""
-    cdef const pooling *p = <const pooling *> job
     cdef const pool_geometry *g = &p.g
-    cdef isize plane = task // p.tasks_per_plane
-    cdef isize y0 = task % p.tasks_per_plane * p.rows_per_task
-    cdef isize y1 = min(y0 + p.rows_per_task, g.h)
-    cdef isize n = plane // g.c, c = plane % g.c, i0 = g.out_h, i1 = 0
+    cdef isize i0 = g.out_h, i1 = 0
     cdef isize y, a, b, t, phase, shares, phases = phases_of(p)
     cdef const error_rows *e = &p.errors
     cdef cnn_share *share = <cnn_share *> scratch
@@ -184,6 +185,32 @@ cdef inline void gather_planes_task(
                     pixel(&p.x, n, c, y, 0), errors, places,
                     <int> p.argmax.itemsize, &q)
             y += q.runs * g.stride_h
+
+
+cdef inline void gather_task(void *job, isize task, char *scratch) noexcept nogil:
+    """Some rows of a plane, of several small ones, or of an image channels-last."""
+    cdef const pooling *p = <const pooling *> job
+    cdef const pool_geometry *g = &p.g
+    cdef isize plane = task // p.tasks_per_plane * p.planes_per_task, n, c
+    cdef isize y0 = task % p.tasks_per_plane * p.rows_per_task
+    cdef isize y1 = min(y0 + p.rows_per_task, g.h)
+    cdef pooling there = p[0]
+    if not p.channels_last and p.errors.copied:
+        memset(
+            scratch + p.errors.errors, 0,
+            p.errors.rows * p.errors.pitch * p.x.itemsize)
+    for plane in range(plane, min(plane + p.planes_per_task, planes_of(p))):
+        n, c = plane, 0
+        if not p.channels_last:
+            n, c = plane // g.c, plane % g.c
+        if p.streamed:
+            there.x.data = moved(&p.x, n, c, y0, scratch + p.errors.total)
+        if p.channels_last:
+            gather_pixels(&there, n, y0, y1, scratch)
+        else:
+            gather_rows(&there, n, c, y0, y1, scratch)
+        if p.streamed:
+            stream_rows(p, &p.x, &there.x, n, c, y0, y1)
 
 
 # --- planes, windows that overlap much: errors go out to their pixels --------------

@@ -334,3 +334,55 @@ def test_a_stride_beyond_the_image_costs_nothing(stride):
     y = F.conv2d(x, weight, stride=stride)
     assert F.conv2d_backward_input(y, weight, x.shape, stride=stride)[:, :, :3].all()
     assert F.conv2d_backward_weight(y, x, weight.shape, stride=stride).all()
+
+
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+def test_results_that_pass_the_caches_by(order, kernel_set):
+    """32 MB and more in memory in use go another way than in new memory."""
+    rng = np.random.default_rng(0)
+    x = lay_out(cases.integers(rng, (1, 3, 1700, 1700), "float32"), order)
+    for k, options in ((3, {"stride": 1, "padding": 1}), (1, {"stride": 1})):
+        with machine(kernel_set, 2):
+            y, argmax = F.max_pool2d(x, k, return_argmax=True, **options)
+            out = np.full_like(y, np.nan)
+            again = F.max_pool2d(x, k, return_argmax=True, out=out, **options)
+            assert_same_bits(out, y)
+            np.testing.assert_array_equal(again[1], argmax)
+            passes = (
+                lambda **out: F.avg_pool2d(x, k, **options, **out),  # noqa: B023
+                lambda **out: F.max_pool2d_backward(
+                    y, argmax, x.shape, k, **options, **out  # noqa: B023
+                ),
+                lambda **out: F.avg_pool2d_backward(
+                    y, x.shape, k, **options, **out  # noqa: B023
+                ),
+            )
+            for run in passes:
+                out[...] = np.nan
+                assert_same_bits(run(out=out), run())
+
+
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"),
+    [((3, 3), (1, 1), (1, 1)), ((4, 3), (2, 2), (1, 1)), ((3, 2), (2, 1), (3, 2))],
+)
+def test_wide_images(kernel, stride, dilation, order, kernel_set):
+    """Rows of a plane are kept for several batches of results."""
+    rng = np.random.default_rng(0)
+    plain = cases.integers(rng, (1, 2, 40, 601), "float32")
+    padded = np.pad(plain, [(0, 0), (0, 0), (1, 1), (1, 1)], constant_values=-np.inf)
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, (2, 3))
+    windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    windows = windows.reshape(*windows.shape[:4], -1)
+    options = {"stride": stride, "padding": 1}
+    x = lay_out(plain, order)
+    with machine(kernel_set, 1):
+        y, argmax = F.max_pool2d(
+            x, kernel, dilation=dilation, return_argmax=True, **options
+        )
+        only = F.max_pool2d(x, kernel, dilation=dilation, **options)
+    np.testing.assert_array_equal(y, windows.max(-1))
+    np.testing.assert_array_equal(only, y)
+    np.testing.assert_array_equal(argmax, windows.argmax(-1))

@@ -125,13 +125,13 @@ def max_pool2d(
         y = checked_out(out, g.y_shape, x, single, x=x)
         target = _pool_target(y, x)
     if not (return_argmax or return_indices):
-        _pool.max_pool2d(g, x, target, None)
+        _pool.max_pool2d(g, x, target, None, out is None)
         _finish(y, target)
         return y[0] if single else y
     dtype = np.int32 if return_indices else argmax_dtype(g)
     last = is_channels_last(target)
     position = empty(g.y_shape, dtype, last)
-    _pool.max_pool2d(g, x, target, position)
+    _pool.max_pool2d(g, x, target, position, out is None)
     _finish(y, target)
     if return_indices:
         indices = empty(g.y_shape, np.int64, last)
@@ -197,7 +197,7 @@ def max_pool2d_backward(
         last = is_channels_last(grad_y)
         grad_y = ordered(grad_y, last)
         position = ordered(position, last)
-    _pool.max_pool2d_backward(g, grad_y, position, grad_x)
+    _pool.max_pool2d_backward(g, grad_y, position, grad_x, out is None)
     return grad_x[0] if single else grad_x
 
 
@@ -294,7 +294,7 @@ def avg_pool2d(
     else:
         y = checked_out(out, g.y_shape, x, single, x=x)
         target = _pool_target(y, x)
-    _pool.avg_pool2d(g, x, target, bool(count_include_pad), divisor)
+    _pool.avg_pool2d(g, x, target, bool(count_include_pad), divisor, out is None)
     _finish(y, target)
     return y[0] if single else y
 
@@ -341,7 +341,9 @@ def avg_pool2d_backward(
     else:
         grad_x = checked_out(out, g.x_shape, grad_y, single, grad_y=grad_y)
     grad_y = _pool_error(grad_y, grad_x)
-    _pool.avg_pool2d_backward(g, grad_y, grad_x, bool(count_include_pad), divisor)
+    _pool.avg_pool2d_backward(
+        g, grad_y, grad_x, bool(count_include_pad), divisor, out is None
+    )
     return grad_x[0] if single else grad_x
 
 

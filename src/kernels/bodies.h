@@ -214,6 +214,9 @@ static const cnn_kernels FN(kernels) = {
     .add_row = FN(add_row),
     .fill_row = FN(fill_row),
     .mean_rows = FN(mean_rows),
+#if defined(__x86_64__) || defined(_M_X64)
+    .stream = FN(stream),
+#endif
 };
 
 #undef WINOGRAD

@@ -53,6 +53,11 @@ static inline FN(mask) FN(equal_codes)(const char *from, int size, isize at, isi
                                        isize code)
 {
     const char *p = from + at * size;
+#if VBYTES == 64 && FLOAT_BITS == 32
+    if (size == 1 && n >= LANES)
+        return _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i *)p),
+                                   _mm_set1_epi8((char)code));
+#endif
 #if VBYTES == 64
     uint32_t lanes = n < LANES ? (1u << n) - 1 : (1u << LANES) - 1;
     if (size == 1)
@@ -83,12 +88,13 @@ static inline FN(mask) FN(equal_codes)(const char *from, int size, isize at, isi
 /* How many vectors share the walk through a window */
 #define SOME 4
 
-/* The window of `some` vectors of outputs from `at` on, n lanes in the last one. With
- * `kept`, pixels are the winners of a row, and these are their codes. */
+/* The window of `some` vectors of outputs, `step` apart from `at` on, n lanes in the last
+ * one. With `kept`, pixels are the winners of a row, and these are their codes. Rows
+ * and columns of the window are constants, or 0 for any. */
 static inline __attribute__((always_inline)) void
 FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x, const IREAL *kept,
-              const cnn_window *g, isize at, isize n, const int some, const int coded,
-              const isize lane)
+              const cnn_window *g, isize at, isize step, isize n, const int some,
+              const int coded, const isize lane, const isize rows, const isize cols)
 {
     VEC best[SOME];
     IVEC winner[SOME];
@@ -98,14 +104,14 @@ FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x, const IREAL
         winner[v] = (IVEC){0} + (IREAL)g->code;
         /* what nothing wins goes to the first pixel */
         const IREAL *first = kept ? kept : (const IREAL *)g->first;
-        if (first) winner[v] += FN(load_codes)(first + at + v * LANES, n);
+        if (first) winner[v] += FN(load_codes)(first + at + v * step, n);
     }
-    for (isize r = 0; r < g->rows; r++) {
+    for (isize r = 0; r < (rows ? rows : g->rows); r++) {
         isize from = at * lane + r * g->row_step;
         IVEC code = (IVEC){0} + (IREAL)(g->code + r * g->code_row);
-        for (isize s = 0; s < g->cols; s++, from += g->col_step, code += 1)
+        for (isize s = 0; s < (cols ? cols : g->cols); s++) {
             UNROLL for (int v = 0; v < some; v++) {
-                isize pixel = from + v * LANES * lane;
+                isize pixel = from + v * step * lane;
                 VEC value = FN(load_lanes)(x + pixel, lane, n);
                 if (coded) {
                     FN(mask) wins = FN(wins)(value, best[v]);
@@ -116,11 +122,22 @@ FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x, const IREAL
                 } else
                     best[v] = FN(larger)(value, best[v]);
             }
+            from += g->col_step;
+            code += 1;
+        }
     }
     UNROLL for (int v = 0; v < some; v++) {
-        FN(store_some)(y + at + v * LANES, best[v], n);
-        if (coded) FN(store_codes)(argmax, argmax_size, at + v * LANES, winner[v], n);
+        FN(store_some)(y + at + v * step, best[v], n);
+        if (coded) FN(store_codes)(argmax, argmax_size, at + v * step, winner[v], n);
     }
+}
+
+/* Ask the second-level cache for what comes later, as far away as that is for x */
+static inline void FN(fetch)(const cnn_window *g, const REAL *x, isize elements)
+{
+    for (isize r = 0; r < g->fetched; r++)
+        for (isize at = 0; at < elements; at += 64 / (isize)sizeof(REAL))
+            __builtin_prefetch(x + g->ahead + r * g->fetch_step + at, 0, 2);
 }
 
 /* BLOCK(at, n, some) for `count` outputs, n lanes in each of `some` vectors */
@@ -134,19 +151,21 @@ FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x, const IREAL
         if (at < count) BLOCK(at, count - at, 1);                                 \
     } while (0)
 
-/* The same for rows of a plane: all runs of a block, which are streams of memory side
- * by side, before the next; the last vector ends with the row, if that is long enough,
- * and makes some outputs again */
+/* FETCH(at), PAIR(at, step) and ONE(at, n) for the rows of a plane: all runs of two vectors, which
+ * are streams of memory side by side, before the next two. The last vector ends with
+ * the row, if that is long enough: it makes some outputs again. */
 #define WALK_PLANE(count)                                                         \
     do {                                                                          \
-        isize at = 0;                                                             \
-        for (; at + SOME * LANES <= count; at += SOME * LANES)                    \
-            RUNS BLOCK(at, LANES, SOME);                                          \
-        for (; at + LANES <= count; at += LANES) RUNS BLOCK(at, LANES, 1);        \
-        if (at < count && count >= LANES)                                         \
-            RUNS BLOCK(count - LANES, LANES, 1);                                  \
-        else if (at < count)                                                      \
-            RUNS BLOCK(at, count - at, 1);                                        \
+        isize at = 0, left;                                                       \
+        for (; (left = count - at) > 0; at += 2 * LANES)                          \
+            if (left > LANES) {                                                   \
+                isize step = left < 2 * LANES ? left - LANES : LANES;             \
+                if (g->fetched) RUNS FETCH(at);                                   \
+                RUNS PAIR(at, step);                                              \
+            } else if (count >= LANES)                                            \
+                RUNS ONE(count - LANES, LANES);                                   \
+            else                                                                  \
+                RUNS ONE(0, count);                                               \
     } while (0)
 #define RUNS for (isize i = 0; i < g->runs; i++)
 
@@ -159,62 +178,78 @@ static void FN(max_window)(void *y_, void *argmax_, int argmax_size, const void 
         REAL *y = (REAL *)y_ + i * g->y_run;
         const REAL *x = (const REAL *)x_ + i * g->x_run;
         char *argmax = argmax_ ? (char *)argmax_ + i * g->code_run * argmax_size : 0;
+        if (g->fetched) FN(fetch)(g, x, g->x_run);
 #define BLOCK(at, n, some)                                                        \
-    FN(max_block)(y, argmax, argmax_size, x, 0, g, at, n, some, 1, 1)
+    FN(max_block)(y, argmax, argmax_size, x, 0, g, at, LANES, n, some, 1, 1, 0, 0)
         if (argmax)
             WALK(g->count);
 #undef BLOCK
-#define BLOCK(at, n, some) FN(max_block)(y, 0, 0, x, 0, g, at, n, some, 0, 1)
+#define BLOCK(at, n, some)                                                        \
+    FN(max_block)(y, 0, 0, x, 0, g, at, LANES, n, some, 0, 1, 0, 0)
         else
             WALK(g->count);
 #undef BLOCK
     }
 }
 
+static inline __attribute__((always_inline)) void
+FN(max_rows)(REAL *y, char *argmax, int argmax_size, const REAL *x, const IREAL *kept,
+             const cnn_window *g, const int coded, const isize lane, const isize rows,
+             const isize cols)
+{
+#define BLOCK(at, step, n, some)                                                  \
+    FN(max_block)(y + i * g->y_run,                                               \
+                  coded ? argmax + i * g->code_run * argmax_size : 0, argmax_size,\
+                  x + i * g->x_run, kept ? kept + i * g->x_run : 0, g, at, step, n,\
+                  some, coded, lane, rows, cols)
+#define FETCH(at) FN(fetch)(g, x + i * g->x_run + at * lane, 2 * LANES * lane)
+#define PAIR(at, step) BLOCK(at, step, LANES, 2)
+#define ONE(at, n) BLOCK(at, LANES, n, 1)
+    WALK_PLANE(g->count);
+#undef BLOCK
+#undef FETCH
+#undef ONE
+#undef PAIR
+}
+
 /* The same where lanes are columns and runs are rows of a plane; `kept` (or NULL) are
- * the codes of x, which were made by a call for single rows. */
+ * the codes of x, which were made by a call for single rows. Loops of a few turns cost
+ * more than what they do: usual windows have bodies without. */
 static void FN(max_plane)(void *y, void *argmax, int argmax_size, const void *x,
                           const void *kept, const cnn_window *g)
 {
-#define CODED(kept, lane, at, n, some)                                            \
-    FN(max_block)((REAL *)y + i * g->y_run,                                       \
-                  (char *)argmax + i * g->code_run * argmax_size, argmax_size,    \
-                  (const REAL *)x + i * g->x_run, kept, g, at, n, some, 1, lane)
-#define PLAIN(lane, at, n, some)                                                  \
-    FN(max_block)((REAL *)y + i * g->y_run, 0, 0, (const REAL *)x + i * g->x_run, \
-                  0, g, at, n, some, 0, lane)
-    if (kept) {
-#define BLOCK(at, n, some)                                                        \
-    CODED((const IREAL *)kept + i * g->x_run, 1, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    } else if (argmax && g->lane == 1) {
-#define BLOCK(at, n, some) CODED(0, 1, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    } else if (argmax && g->lane == 2) {
-#define BLOCK(at, n, some) CODED(0, 2, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    } else if (argmax) {
-#define BLOCK(at, n, some) CODED(0, g->lane, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    } else if (g->lane == 1) {
-#define BLOCK(at, n, some) PLAIN(1, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    } else if (g->lane == 2) {
-#define BLOCK(at, n, some) PLAIN(2, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    } else {
-#define BLOCK(at, n, some) PLAIN(g->lane, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
+#define ROWS_OF(coded, lane, rows, cols)                                          \
+    FN(max_rows)(y, argmax, argmax_size, x, kept, g, coded, lane, rows, cols)
+#define EACH_LANE(coded)                                                          \
+    do {                                                                          \
+        if (g->rows == 1 && g->cols == 3 && g->lane == 1)                         \
+            ROWS_OF(coded, 1, 1, 3);                                              \
+        else if (g->rows == 1 && g->cols == 3 && g->lane == 2)                    \
+            ROWS_OF(coded, 2, 1, 3);                                              \
+        else if (g->rows == 2 && g->cols == 2 && g->lane == 2)                    \
+            ROWS_OF(coded, 2, 2, 2);                                              \
+        else if (g->lane == 1)                                                    \
+            ROWS_OF(coded, 1, 0, 0);                                              \
+        else if (g->lane == 2)                                                    \
+            ROWS_OF(coded, 2, 0, 0);                                              \
+        else                                                                      \
+            ROWS_OF(coded, g->lane, 0, 0);                                        \
+    } while (0)
+    if (kept && g->rows == 3)
+        ROWS_OF(1, 1, 3, 1);
+    else if (kept)
+        ROWS_OF(1, 1, 0, 1);
+    else {
+        kept = 0;
+        if (argmax)
+            EACH_LANE(1);
+        else if (g->rows == 3 && g->cols == 1 && g->lane == 1)
+            ROWS_OF(0, 1, 3, 1);
+        else
+            EACH_LANE(0);
     }
-#undef CODED
-#undef PLAIN
+#undef EACH_LANE
+#undef ROWS_OF
 }
 
 /* Few outputs over many pixels (means of whole images): long pieces of each pixel */
@@ -222,24 +257,24 @@ static void FN(max_plane)(void *y, void *argmax, int argmax_size, const void *x,
 
 static inline __attribute__((always_inline)) void
 FN(sum_block)(REAL *y, const REAL *x, const cnn_window *g, double divisor,
-              const REAL *lanes, isize at, isize n, const int some, const isize lane)
+              const REAL *lanes, isize at, isize step, isize n, const int some,
+              const isize lane, const isize rows, const isize cols)
 {
     VEC sum[MANY];
     UNROLL for (int v = 0; v < some; v++) sum[v] = (VEC){0};
-    for (isize r = 0; r < g->rows; r++) {
-        const REAL *row = x + at * lane + r * g->row_step;
-        for (isize s = 0; s < g->cols; s++)
+    for (isize r = 0; r < (rows ? rows : g->rows); r++) {
+        const REAL *from = x + at * lane + r * g->row_step;
+        for (isize s = 0; s < (cols ? cols : g->cols); s++, from += g->col_step)
             UNROLL for (int v = 0; v < some; v++)
-                sum[v] += FN(load_lanes)(row + s * g->col_step + v * LANES * lane,
-                                         lane, n);
+                sum[v] += FN(load_lanes)(from + v * step * lane, lane, n);
     }
     UNROLL for (int v = 0; v < some; v++) {
         if (lanes)
             sum[v] /= FN(splat)((REAL)divisor) *
-                      FN(load_some)(lanes + at + v * LANES, n);
+                      FN(load_some)(lanes + at + v * step, n);
         else if (divisor != 1)
             sum[v] /= FN(splat)((REAL)divisor);
-        FN(store_some)(y + at + v * LANES, sum[v], n);
+        FN(store_some)(y + at + v * step, sum[v], n);
     }
 }
 
@@ -250,7 +285,9 @@ static void FN(sum_window)(void *y_, const void *x_, const cnn_window *g,
     RUNS {
         REAL *y = (REAL *)y_ + i * g->y_run;
         const REAL *x = (const REAL *)x_ + i * g->x_run;
-#define BLOCK(at, n, some) FN(sum_block)(y, x, g, divisor, 0, at, n, some, 1)
+        if (g->fetched) FN(fetch)(g, x, g->x_run);
+#define BLOCK(at, n, some)                                                        \
+    FN(sum_block)(y, x, g, divisor, 0, at, LANES, n, some, 1, 0, 0)
         isize start = 0;
         for (; start + MANY * LANES <= g->count; start += MANY * LANES)
             BLOCK(start, LANES, MANY);
@@ -259,50 +296,86 @@ static void FN(sum_window)(void *y_, const void *x_, const cnn_window *g,
     }
 }
 
+static inline __attribute__((always_inline)) void
+FN(sum_rows_of)(REAL *y, const REAL *x, const cnn_window *g, double divisor,
+                const REAL *lanes, const isize lane, const isize rows,
+                const isize cols)
+{
+#define BLOCK(at, step, n, some)                                                  \
+    FN(sum_block)(y + i * g->y_run, x + i * g->x_run, g, divisor, lanes, at, step,\
+                  n, some, lane, rows, cols)
+#define FETCH(at) FN(fetch)(g, x + i * g->x_run + at * lane, 2 * LANES * lane)
+#define PAIR(at, step) BLOCK(at, step, LANES, 2)
+#define ONE(at, n) BLOCK(at, LANES, n, 1)
+    WALK_PLANE(g->count);
+#undef BLOCK
+#undef FETCH
+#undef ONE
+#undef PAIR
+}
+
 /* The same where lanes are columns; with `lanes`, divided by each lane's own, too */
 static void FN(sum_plane)(void *y, const void *x, const cnn_window *g, double divisor,
                           const void *lanes)
 {
-#define SUM(lane, at, n, some)                                                    \
-    FN(sum_block)((REAL *)y + i * g->y_run, (const REAL *)x + i * g->x_run, g,    \
-                  divisor, lanes, at, n, some, lane)
-    if (g->lane == 1) {
-#define BLOCK(at, n, some) SUM(1, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    } else if (g->lane == 2) {
-#define BLOCK(at, n, some) SUM(2, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    } else {
-#define BLOCK(at, n, some) SUM(g->lane, at, n, some)
-        WALK_PLANE(g->count);
-#undef BLOCK
-    }
-#undef SUM
+#define ROWS_OF(lanes, lane, rows, cols)                                          \
+    FN(sum_rows_of)(y, x, g, divisor, lanes, lane, rows, cols)
+    if (!lanes && g->cols == 3 && g->lane == 1)
+        ROWS_OF(0, 1, 1, 3);
+    else if (!lanes && g->cols == 3 && g->lane == 2)
+        ROWS_OF(0, 2, 1, 3);
+    else if (lanes && g->rows == 3 && g->cols == 1 && g->lane == 1)
+        ROWS_OF(lanes, 1, 3, 1);
+    else if (g->rows == 2 && g->cols == 2 && g->lane == 2)
+        ROWS_OF(lanes, 2, 2, 2);
+    else if (g->lane == 1)
+        ROWS_OF(lanes, 1, 0, 0);
+    else if (g->lane == 2)
+        ROWS_OF(lanes, 2, 0, 0);
+    else
+        ROWS_OF(lanes, g->lane, 0, 0);
+#undef ROWS_OF
 }
-#undef RUNS
 #undef WALK_PLANE
 
-/* The errors that reach `some` vectors of pixels; without argmax their shares */
+/* The errors that reach `some` vectors of pixels, `step` apart; without argmax their
+ * shares */
 static inline __attribute__((always_inline)) void
 FN(gather_block)(VEC *sum, const REAL *grad_y, const char *argmax, int argmax_size,
-                 const cnn_share *share, isize shares, isize at, isize n,
+                 const cnn_share *share, isize shares, isize at, isize step, isize n,
                  const int some)
 {
     UNROLL for (int v = 0; v < some; v++) sum[v] = (VEC){0};
     for (isize q = 0; q < shares; q++) {
         isize from = share[q].at + at;
         if (argmax) {
-            UNROLL for (int v = 0; v < some; v++, from += LANES)
+            isize code = share[q].code;
+            UNROLL for (int v = 0; v < some; v++, from += step)
                 sum[v] = FN(add_where)(
-                    FN(equal_codes)(argmax, argmax_size, from, n, share[q].code),
-                    sum[v], FN(load_lanes)(grad_y + from, 1, n));
+                    FN(equal_codes)(argmax, argmax_size, from, n, code), sum[v],
+                    FN(load_some)(grad_y + from, n));
         } else {
             VEC scale = FN(splat)((REAL)share[q].scale);
-            UNROLL for (int v = 0; v < some; v++, from += LANES)
-                sum[v] += FN(load_lanes)(grad_y + from, 1, n) * scale;
+            UNROLL for (int v = 0; v < some; v++, from += step)
+                sum[v] += FN(load_some)(grad_y + from, n) * scale;
         }
+    }
+}
+
+/* Columns of two phases, interleaved; n columns have errors, `left` pixels are there */
+static inline __attribute__((always_inline)) void
+FN(gather_two)(REAL *to, const REAL *grad_y, const char *argmax, int argmax_size,
+               const cnn_gather *g, isize at, isize n, isize left, const int some)
+{
+    VEC a[2], b[2];
+    FN(gather_block)(a, grad_y, argmax, argmax_size, g->share,
+                     n > 0 ? g->shares[0] : 0, at, g->y_run, n, some);
+    FN(gather_block)(b, grad_y, argmax, argmax_size, g->share + g->shares[0],
+                     n > 0 ? g->shares[1] : 0, at, g->y_run, n, some);
+    UNROLL for (int v = 0; v < some; v++, to += g->x_run) {
+        FN(store_some)(to, FN(zip_low)(a[v], b[v]), left);
+        if (left > LANES)
+            FN(store_some)(to + LANES, FN(zip_high)(a[v], b[v]), left - LANES);
     }
 }
 
@@ -313,7 +386,29 @@ FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_s
 {
     isize codes_run = g->y_run * argmax_size;
     if (g->phases == 1) {
-        for (isize i = 0; i < g->runs; i++) {
+        isize i = 0;
+        /* a share's place and code are found once for several runs */
+        for (; i + SOME <= g->runs; i += SOME) {
+            REAL *grad_x = (REAL *)grad_x_ + i * g->x_run;
+            const REAL *grad_y = (const REAL *)grad_y_ + i * g->y_run;
+            const char *argmax = argmax_ ? (const char *)argmax_ + i * codes_run : 0;
+#define BLOCK(at, n)                                                              \
+    do {                                                                          \
+        VEC sum[SOME];                                                            \
+        FN(gather_block)(sum, grad_y, argmax, argmax_size, g->share, g->shares[0],\
+                         at, g->y_run, n, SOME);                                  \
+        UNROLL for (int v = 0; v < SOME; v++)                                     \
+            FN(store_some)(grad_x + at + v * g->x_run, sum[v], n);               \
+    } while (0)
+            isize at = 0;
+            for (; at + LANES <= g->count; at += LANES) BLOCK(at, LANES);
+            if (at < g->count && g->count >= LANES)
+                BLOCK(g->count - LANES, LANES);
+            else if (at < g->count)
+                BLOCK(at, g->count - at);
+#undef BLOCK
+        }
+        for (; i < g->runs; i++) {
             REAL *grad_x = (REAL *)grad_x_ + i * g->x_run;
             const REAL *grad_y = (const REAL *)grad_y_ + i * g->y_run;
             const char *argmax = argmax_ ? (const char *)argmax_ + i * codes_run : 0;
@@ -321,7 +416,7 @@ FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_s
     do {                                                                          \
         VEC sum[SOME];                                                            \
         FN(gather_block)(sum, grad_y, argmax, argmax_size, g->share, g->shares[0],\
-                         at, n, some);                                            \
+                         at, LANES, n, some);                                     \
         UNROLL for (int v = 0; v < some; v++)                                     \
             FN(store_some)(grad_x + at + v * LANES, sum[v], n);                  \
     } while (0)
@@ -332,41 +427,28 @@ FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_s
     }
     /* columns of several phases interleave; all runs of a vector share its masks */
     for (isize at = 0; at * g->phases < g->count; at += LANES) {
-        isize left = g->count - at * g->phases, n = g->there - at;
+        isize left = g->count - at * g->phases, n = g->there - at, i = 0;
         REAL *to = (REAL *)grad_x_ + at * g->phases;
         const REAL *grad_y = grad_y_;
         const char *argmax = argmax_;
-#define PHASE(sum, share, shares, n)                                              \
-    FN(gather_block)(&sum, grad_y, argmax, argmax_size, share, shares, at, n, 1)
-#define RUNS                                                                      \
-    for (isize i = 0; i < g->runs;                                                \
-         i++, to += g->x_run, grad_y += g->y_run, argmax += argmax ? codes_run : 0)
+#define TWO(n, left, some)                                                        \
+    for (; i + some <= g->runs; i += some, to += some * g->x_run,                 \
+         grad_y += some * g->y_run, argmax += argmax ? some * codes_run : 0)      \
+        FN(gather_two)(to, grad_y, argmax, argmax_size, g, at, n, left, some)
         if (g->phases == 2 && n >= LANES && left >= 2 * LANES) {
-            const cnn_share *second = g->share + g->shares[0];
-            RUNS {
-                VEC a, b;
-                PHASE(a, g->share, g->shares[0], LANES);
-                PHASE(b, second, g->shares[1], LANES);
-                FN(store)(to, FN(zip_low)(a, b));
-                FN(store)(to + LANES, FN(zip_high)(a, b));
-            }
+            TWO(LANES, 2 * LANES, 2);
+            TWO(LANES, 2 * LANES, 1);
         } else if (g->phases == 2) {
-            const cnn_share *second = g->share + g->shares[0];
-            isize first = n > 0 ? g->shares[0] : 0, others = n > 0 ? g->shares[1] : 0;
-            RUNS {
-                VEC a, b;
-                PHASE(a, g->share, first, n);
-                PHASE(b, second, others, n);
-                FN(store_some)(to, FN(zip_low)(a, b), left);
-                if (left > LANES)
-                    FN(store_some)(to + LANES, FN(zip_high)(a, b), left - LANES);
-            }
+            TWO(n, left, 2);
+            TWO(n, left, 1);
         } else {
-            RUNS {
+            for (; i < g->runs; i++, to += g->x_run, grad_y += g->y_run,
+                                argmax += argmax ? codes_run : 0) {
                 const cnn_share *share = g->share;
                 for (isize p = 0; p < g->phases; p++) {
                     VEC sum;
-                    PHASE(sum, share, n > 0 ? g->shares[p] : 0, n);
+                    FN(gather_block)(&sum, grad_y, argmax, argmax_size, share,
+                                     n > 0 ? g->shares[p] : 0, at, LANES, n, 1);
                     share += g->shares[p];
                     for (isize lane = 0;
                          lane < LANES && lane * g->phases + p < left; lane++)
@@ -374,8 +456,7 @@ FN(gather)(void *grad_x_, const void *grad_y_, const void *argmax_, int argmax_s
                 }
             }
         }
-#undef PHASE
-#undef RUNS
+#undef TWO
     }
 }
 
@@ -392,6 +473,7 @@ static void FN(sum_backward)(void *grad_x, const void *grad_y, const cnn_gather 
 {
     FN(gather)(grad_x, grad_y, 0, 1, g);
 }
+#undef RUNS
 #undef WALK
 #undef WALK_FROM
 #undef MANY
@@ -486,3 +568,26 @@ static void FN(fill_row)(void *dst_, double value, isize count)
     for (isize at = 0; at < count; at += LANES)
         FN(store_some)(dst + at, FN(splat)((REAL)value), count - at);
 }
+
+#if defined(__x86_64__) || defined(_M_X64)
+/* Write what no cache shall keep: memory is not read first, as it is for others */
+static void FN(stream)(void *dst_, const void *src_, isize bytes)
+{
+    char *dst = dst_;
+    const char *src = src_;
+    isize head = -(uintptr_t)dst % VBYTES, at;
+    head = head < bytes ? head : bytes;
+    memcpy(dst, src, (size_t)head);
+    for (at = head; at + VBYTES <= bytes; at += VBYTES) {
+#if VBYTES == 64
+        _mm512_stream_ps((void *)(dst + at), _mm512_loadu_ps(src + at));
+#elif VBYTES == 32
+        _mm256_stream_ps((void *)(dst + at), _mm256_loadu_ps((const void *)(src + at)));
+#else
+        _mm_stream_ps((void *)(dst + at), _mm_loadu_ps((const void *)(src + at)));
+#endif
+    }
+    memcpy(dst + at, src + at, (size_t)(bytes - at));
+    _mm_sfence();
+}
+#endif

@@ -161,6 +161,8 @@ typedef struct {
                                  integers of the element's size */
     isize runs;               /* all of that so many times, */
     isize x_run, y_run, code_run;   /* each so many elements (codes) further */
+    isize ahead;              /* elements from a pixel to what is to be fetched meanwhile, */
+    isize fetched, fetch_step;      /* of so many rows, so far apart */
 } cnn_window;
 
 /* One gradient that reaches an input pixel, from the window `at` elements on. */
@@ -322,6 +324,8 @@ typedef struct {
     /* dst[i * dst_step] = sum of `cols` elements from src[i * src_row] / divisor */
     void (*mean_rows)(void *dst, isize dst_step, const void *src, isize src_row,
                       isize rows, isize cols, double divisor);
+    /* a copy that does not go through the caches; NULL where there is none */
+    void (*stream)(void *dst, const void *src, isize bytes);
 } cnn_kernels;
 
 typedef struct {
