@@ -15,6 +15,9 @@ from algorithms cimport (
 )
 from boxes cimport tap_list
 from channel_sums cimport sum_channels
+from columns_adjoint cimport (
+    adjoint_space_of, adjoint_task, few_errors, gradient_of_input, plan_adjoint,
+)
 from correlate cimport (
     COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, PLANES, WINOGRAD, correlation,
 )
@@ -183,16 +186,38 @@ cdef int run_depthwise_input(
     return failed
 
 
+cdef gradient_of_input gradient_from(
+    const conv_geometry *g, tap_tables *tables, image grad_y, const char *weight,
+    image grad_x,
+) noexcept nogil:
+    cdef gradient_of_input a
+    list_taps(&a.taps, tables, g, 0, 0, False)
+    a.grad_y, a.grad_x, a.weight = grad_y, grad_x, weight
+    a.groups, a.channels, a.filters = g.groups, g.c // g.groups, g.k // g.groups
+    a.kernels = kernels_for(runtime, grad_x.itemsize)
+    return a
+
+
 cdef int run_backward_input(
     const conv_geometry *g, image grad_y, const char *weight, image grad_x
 ) noexcept nogil:
     """Each of the stride_h * stride_w phases of grad_x is a plain correlation."""
     cdef tap_tables tables
     cdef correlation c
+    cdef gradient_of_input a
     cdef isize py, px
     cdef int failed = 0
     if make_tables(&tables, g.r * g.s):
         return -1
+    a = gradient_from(g, &tables, grad_y, weight, grad_x)
+    if few_errors(&a):
+        plan_adjoint(&a)
+        failed = runtime.run(
+            adjoint_task, &a, a.groups * a.parts, adjoint_space_of(&a).total,
+            <double> a.groups * a.filters * a.channels * g.r * g.s
+            * grad_y.n * grad_y.h * grad_y.w)
+        free(tables.memory)
+        return failed
     c = backward_of(g, &tables, grad_y, weight, grad_x, 0, 0)
     if is_depthwise(&c) and g.n > 0:
         free(tables.memory)
@@ -380,6 +405,7 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     cdef conv_geometry g = conv_sizes(sizes)
     cdef tap_tables tables
     cdef correlation c
+    cdef gradient_of_input a
     cdef gradient_of_weight w
     cdef image x = dense_image(itemsize, g.n, g.c, g.h, g.w, channels_last)
     cdef image y = dense_image(itemsize, g.n, g.k, g.out_h, g.out_w, channels_last)
@@ -397,6 +423,9 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     c.kernels = kernels_for(runtime, itemsize)
     c.block = c.kernels.lanes * c.kernels.vectors
     backward_input = names[choose(runtime, &c)]
+    a = gradient_from(&g, &tables, y, NULL, x)
+    if few_errors(&a):
+        backward_input = names[COLUMNS]
     w = gradient_of(&g, &tables, y, x, NULL)
     w.kernels = kernels_for(runtime, itemsize)
     backward_weight = names[choose_gradient(runtime, &w)]

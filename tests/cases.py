@@ -229,6 +229,7 @@ CONV_CASES = {
     "1x1 padded": ConvCase(2, 18, 5, 6, 3, 1, 1, padding=1),
     "many channels to three": ConvCase(2, 20, 9, 8, 3, 3, 3, padding=(1, 0)),
     "few pixels, many weights": ConvCase(2, 130, 4, 5, 250, 3, 3, padding=1),
+    "few errors, many weights": ConvCase(1, 90, 9, 10, 84, 3, 3, 2, 1, groups=2),
 }  # fmt: skip
 
 

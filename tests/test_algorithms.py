@@ -23,6 +23,9 @@ def test_each_kind_of_geometry_gets_its_algorithm():
     depthwise = (8, 64, 28, 28), (64, 1, 3, 3)
     assert chosen(*depthwise, groups=64, channels_last=True) == ["depthwise"] * 3
     assert chosen(*depthwise, groups=64) == ["depthwise-planes"] * 3
+    few = (1, 256, 4, 4), (256, 256, 3, 3)
+    assert chosen(*few, padding=1) == ["columns", "columns", "direct"]
+    assert chosen(*few, padding=1, stride=2)[:2] == ["columns"] * 2
     strided = chosen(*depthwise, groups=64, stride=2)
     assert strided == ["depthwise-planes", "planes", "depthwise-planes"]
 

@@ -242,7 +242,7 @@ def conv2d_backward_bias(grad_y: Array, *, out: Array | None = None) -> Array:
 _WHY = {
     "direct": "the direct sum: rows are pixels, vectors are filters",
     "planes": "few channels or filters: rows are filters, vectors are pixels of planes",
-    "columns": "one matrix product: rows are filters as they lie, vectors are pixels",
+    "columns": "one matrix product with the weights as they lie",
     "depthwise": "one channel a group: vectors are channels",
     "depthwise-planes": "one channel a group: vectors are columns of a row",
     "winograd": "3x3 or 5x5 with stride 1 and 16 or more channels and filters: "
