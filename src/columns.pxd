@@ -14,11 +14,13 @@ from planes cimport weights_as_they_lie
 
 cdef enum:
     COLUMNS_BYTES = 512 << 10           # of a task's panels
+    FEW_PIXELS = 64
 
 
 # What a task's scratch holds, in bytes from its start.
 cdef struct column_space:
     isize panel, tiles                  # bytes of a panel, panels of a box
+    isize panels                        # bytes of a box's panels
     isize a, c, sums, total
 
 
@@ -27,7 +29,8 @@ cdef inline column_space column_space_of(const correlation *c) noexcept nogil:
     cdef isize size = c.kernels.itemsize, mr = c.kernels.mr
     s.panel = c.depth_now * c.taps.count * c.block * size
     s.tiles = ceil_div(box_pixels(&c.grid), c.block)
-    s.a = aligned(s.tiles * s.panel)
+    s.panels = aligned(s.tiles * s.panel)
+    s.a = s.panels if c.splits == 1 else 0
     s.c = s.a + aligned(mr * <isize> sizeof(void *))
     s.sums = s.c + aligned(mr * <isize> sizeof(void *))
     s.total = s.sums + (0 if c.direct else aligned(mr * s.tiles * c.block * size))
@@ -36,15 +39,16 @@ cdef inline column_space column_space_of(const correlation *c) noexcept nogil:
 
 cdef inline void fill_panel(
     const correlation *c, const box *where, isize group, isize first, isize count,
-    char *to,
+    isize channel, isize channels, char *to,
 ) noexcept nogil:
-    """Pixels [first, first + count) of the box, for each channel and tap."""
+    """Pixels [first, first + count) of the box, for some channels and each tap."""
     cdef const tap_list *taps = &c.taps
     cdef isize size = c.kernels.itemsize
     cdef isize rows = where.i1 - where.i0, cols = where.j1 - where.j0
     cdef isize n, i, j, j0, j1, y, t, run, done = 0
+    to += channel * taps.count * c.block * size
     if c.padded or count < c.block:
-        memset(to, 0, c.depth_now * taps.count * c.block * size)
+        memset(to, 0, channels * taps.count * c.block * size)
     while done < count:
         n = where.n0 + (first + done) // (rows * cols)
         i = where.i0 + (first + done) // cols % rows
@@ -63,9 +67,9 @@ cdef inline void fill_panel(
                     continue
             c.kernels.copy(
                 to + (t * c.block + done + j0 - j) * size, taps.count * c.block, 1,
-                pixel(&c.src, n, group * c.depth + c.depth0, y,
+                pixel(&c.src, n, group * c.depth + c.depth0 + channel, y,
                       j0 * taps.sx + taps.dx[t]),
-                c.src.step_c, taps.sx * c.src.step_w, c.depth_now, j1 - j0)
+                c.src.step_c, taps.sx * c.src.step_w, channels, j1 - j0)
         done += run
 
 
@@ -89,6 +93,22 @@ cdef inline isize fill_whole_panels(
     return tiles
 
 
+cdef inline void fill_shared_task(void *job, isize task, char *scratch) noexcept nogil:
+    """Fill some channels of a box's panels, where several tasks read them."""
+    cdef const correlation *c = <const correlation *> job
+    cdef isize part = task % c.splits, groups = c.group1 - c.group0, p
+    cdef isize group = c.group0 + task // c.splits % groups
+    cdef box where = box_at(&c.grid, task // c.splits // groups)
+    cdef isize pixels = (
+        (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
+    cdef isize first = part * c.depth_now // c.splits
+    cdef column_space s = column_space_of(c)
+    for p in range(ceil_div(pixels, c.block)):
+        fill_panel(c, &where, group, p * c.block, min(c.block, pixels - p * c.block),
+                   first, (part + 1) * c.depth_now // c.splits - first,
+                   c.shared + task // c.splits * s.panels + p * s.panel)
+
+
 cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const correlation *c = <const correlation *> job
     cdef const cnn_kernels *kernels = c.kernels
@@ -105,14 +125,18 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
     cdef const char *weights = c.weight + group * c.outs * row
     cdef const void **a = <const void **> (scratch + s.a)
     cdef void **to = <void **> (scratch + s.c)
+    cdef char *panels = scratch
     cdef cnn_tile q
     if not weights_as_they_lie(c):
         weights = c.panels + (group - c.group0) * c.panel_bytes
     weights += c.depth0 * c.taps.count * size
-    p = fill_whole_panels(c, &where, group, pixels, scratch)
-    for p in range(p, tiles):
-        fill_panel(c, &where, group, p * c.block,
-                   min(c.block, pixels - p * c.block), scratch + p * s.panel)
+    if c.splits > 1:
+        panels = c.shared + task // c.splits * s.panels
+    else:
+        p = fill_whole_panels(c, &where, group, pixels, scratch)
+        for p in range(p, tiles):
+            fill_panel(c, &where, group, p * c.block, min(c.block, pixels - p * c.block),
+                       0, c.depth_now, scratch + p * s.panel)
     q.batches, q.depth = 1, c.depth_now * c.taps.count
     q.a_next, q.a_from, q.a_step = 0, 0, 1
     q.b_move, q.b_step = 0, c.block
@@ -138,7 +162,7 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
             move_sums(c, &where, channel, q.rows, scratch + s.sums, 1,
                       s.tiles * c.block, True)
         for p in range(tiles):
-            q.b = scratch + p * s.panel
+            q.b = panels + p * s.panel
             q.c_move = p * c.block
             q.cols = min(c.block, pixels - p * c.block)
             # the next filters' weights come from far
@@ -164,6 +188,7 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
     """Choose boxes and chunks of channels from the geometry alone."""
     cdef const tap_list *taps = &c.taps
     cdef isize size = c.kernels.itemsize, pixels = c.dst.n * c.dst.h * c.dst.w, panel
+    cdef isize tiles = 1
     c.padded = meets_padding(taps, &c.src, &c.dst)
     if without_rows(c):
         c.src.w *= c.src.h
@@ -172,11 +197,14 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
     if pixels <= c.kernels.lanes:
         c.block = c.kernels.lanes
     panel = taps.count * c.block * size
-    c.depth_now = max(1, min(c.depth, COLUMNS_BYTES // panel))
+    if pixels <= FEW_PIXELS:
+        tiles = ceil_div(pixels, c.block)   # one box: weights are read once
+    c.depth_now = max(1, min(c.depth, COLUMNS_BYTES // (panel * tiles)))
     c.depth_now = ceil_div(c.depth, ceil_div(c.depth, c.depth_now))
     panel *= c.depth_now
-    c.grid = cut(c.dst.n, c.dst.h, c.dst.w, min(
-        max(1, COLUMNS_BYTES // panel), max(1, pixels // (8 * c.block))) * c.block)
+    if pixels > FEW_PIXELS:
+        tiles = min(max(1, COLUMNS_BYTES // panel), max(1, pixels // (8 * c.block)))
+    c.grid = cut(c.dst.n, c.dst.h, c.dst.w, tiles * c.block)
     c.direct = c.dst.step_w == 1 and c.grid.box_n == 1 and (
         c.grid.box_h == 1 or c.dst.step_h == c.grid.box_w)
     c.panel_bytes = 0
