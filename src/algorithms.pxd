@@ -2,7 +2,8 @@
 
 from boxes cimport band_of, boxes, tap_list
 from columns cimport (
-    FEW_PIXELS, column_space, column_space_of, columns_task, fill_shared_task, plan_columns,
+    FEW_PIXELS, by_dots, column_space, column_space_of, columns_task, dots_task,
+    fill_shared_task, plan_columns,
 )
 from correlate cimport (
     COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, PLANES, WINOGRAD, aligned,
@@ -315,7 +316,8 @@ cdef inline int run_columns(
         failed = runtime.run(
             fill_shared_task, c, tasks, 0, 4 * <double> (tasks // c.splits * s.panels))
     if not failed:
-        failed = runtime.run(columns_task, c, tasks, s.total, work)
+        failed = runtime.run(
+            dots_task if by_dots(c) else columns_task, c, tasks, s.total, work)
     if c.splits > 1:
         runtime.give(c.shared)
     return failed
