@@ -37,8 +37,8 @@ PEERS = {
 }
 # Normwise relative errors above which somebody computes another net. In float32 a sum
 # that is nearly 0 may have either sign, and then a ReLU passes or stops a whole error:
-# gradients of deep nets differ by as much as 1e-2 among libraries. In float64 they
-# agree; `--check` says how well.
+# gradients of deep nets differ by as much as 1e-2 among libraries, and between two
+# memory orders of one. In float64 they agree; `--check` shows both.
 LIMIT = {"loss": 1e-4, "gradients": 5e-2, "outputs": 1e-3}
 EXACT = {"loss": 1e-12, "gradients": 1e-10}
 
@@ -118,6 +118,23 @@ def check_gradients(net: str, ours: Runner, other: Runner) -> dict[str, float]:
     return compare(*results)
 
 
+def check_rounding(net: str, runners: dict[str, Runner]) -> dict[str, float]:
+    """Return how far each one's float32 gradients are from PyTorch's float64 ones."""
+    case = Case(net, 32, True)
+    x, labels = case.data()
+
+    def gradients(runner: Runner, dtype: str) -> Any:
+        model = case.model(dtype)
+        return runner.training(model, case.loss(), x.astype(dtype), labels).result()
+
+    exact = gradients(runners["torch eager"], "float64")
+    return {
+        name: compare(gradients(runner, "float32"), exact)["gradients"]
+        for name, runner in runners.items()
+        if runner.trains and name != "torch compiled"
+    }
+
+
 def measure(case: Case, runners: dict[str, Runner], options: argparse.Namespace) -> Row:
     """Compare and time one net."""
     row, calls, mine = Row(case, options.statistic), {}, None
@@ -140,6 +157,10 @@ def measure(case: Case, runners: dict[str, Runner], options: argparse.Namespace)
     pause = 0.005 if options.threads > 1 else 0.0
     row.times = interleaved(calls, options.rounds, options.seconds, pause)
     return row
+
+
+def _listed(errors: dict[str, float]) -> str:
+    return ", ".join(f"{name} {error:.0e}" for name, error in errors.items())
 
 
 def _line(row: Row) -> str:
@@ -217,7 +238,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=0.03, help="of a turn (default 0.03)")
     add("--statistic", choices=("best", "median"), default="best")
     add("--memory", action="store_true", help="peak memory too, in new processes")
-    add("--check", action="store_true", help="gradients in float64 first")
+    add("--check", action="store_true", help="compare gradients first")
     add("--json", type=Path, metavar="FILE", help="write a record")
     return parser.parse_args(argv)
 
@@ -275,13 +296,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(disturbed or "", end="\n" if disturbed else "")
     different = False
     checks: dict[str, dict[str, float]] = {}
+    rounded: dict[str, dict[str, float]] = {}
     if options.check and "torch eager" in runners:
         print("\nin float64, against PyTorch, relative:")
         for net in dict.fromkeys(case.net for case in cases):
             both = runners[OURS], runners["torch eager"]
             found = checks[net] = check_gradients(net, *both)
             different |= any(found[what] > EXACT[what] for what in found)
-            print(f"{net:<18} " + ", ".join(f"{k} {v:.0e}" for k, v in found.items()))
+            print(f"{net:<18} " + _listed(found))
+        print("\ngradients in float32, a batch of 32, from those in float64, relative:")
+        for net in checks:
+            rounded[net] = check_rounding(net, runners)
+            print(f"{net:<18} " + _listed(rounded[net]))
     rows: list[Row] = []
     for train, title in ((True, "a training step"), (False, "an inference")):
         some = [case for case in cases if case.train == train]
@@ -301,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = {
             **environment,
             "float64": checks,
+            "float32 from float64": rounded,
             "rows": [row.record() for row in rows],
         }
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

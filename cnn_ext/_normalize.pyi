@@ -35,6 +35,9 @@ def backward(
     grad_weight: _Array | None,
     grad_bias: _Array | None,
     activation: int = 0,
+    error: _Array | None = None,
+    y: _Array | None = None,
+    more: _Array | None = None,
 ) -> None: ...
 def follow(
     stats: _Array,

@@ -369,13 +369,7 @@ class Model:
         >>> model.plan((64, 1, 28, 28)).memory
         >>> print(model.plan((1, 1, 28, 28), train=False).summary())
         """
-        sizes = checked_shape(shape, "shape")
-        if self.input_shape is not None and sizes[1:] != self.input_shape:
-            rest = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"shape is {sizes}, the model takes (N, {rest})")
-        dtype = checked_dtype(dtype or self.dtype or np.float32)
-        if self.dtype not in (None, dtype):
-            raise TypeError(f"dtype is {dtype}, the model works in {self.dtype}")
+        sizes, dtype = self._checked_for_plan(shape, dtype)
         plan = self._plans.find(self, sizes, dtype.str, train, input_gradient)
         if memory_limit is not None and plan.memory > memory_limit:
             raise MemoryError(
@@ -383,6 +377,17 @@ class Model:
                 f"takes {plan.memory:,} bytes, memory_limit is {memory_limit:,}"
             )
         return plan
+
+    def _checked_for_plan(self, shape: Any, dtype: Any) -> tuple[Shape, np.dtype]:
+        """Shape with the batch axis and dtype, as `plan` and `freeze` take them."""
+        sizes = checked_shape(shape, "shape")
+        if self.input_shape is not None and sizes[1:] != self.input_shape:
+            rest = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"shape is {sizes}, the model takes (N, {rest})")
+        dtype = checked_dtype(dtype or self.dtype or np.float32)
+        if self.dtype not in (None, dtype):
+            raise TypeError(f"dtype is {dtype}, the model works in {self.dtype}")
+        return sizes, dtype
 
     def freeze(self, shape: Any, *, dtype: Any = None) -> FrozenModel:
         """Return a function for inference that keeps the parameters of now.
@@ -412,8 +417,7 @@ class Model:
         >>> predict = model.freeze((1, 1, 28, 28))
         >>> y = predict(x)
         """
-        plan = self.plan(shape, train=False, dtype=dtype)
-        return FrozenModel(self, plan.shape, plan.dtype)
+        return FrozenModel(self, *self._checked_for_plan(shape, dtype))
 
     # -- parameters --------------------------------------------------------------
 

@@ -3,17 +3,17 @@
 from boxes cimport band_of, boxes, tap_list
 from columns cimport (
     FEW_PIXELS, by_dots, column_space, column_space_of, columns_task, dots_task,
-    fill_shared_task, plan_columns,
+    fill_shared_task, plan_columns, shared_panels,
 )
 from correlate cimport (
-    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, PLANES, WINOGRAD, aligned,
+    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, GROUPED, PLANES, WINOGRAD, aligned,
     correlation, order_of_weights,
 )
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
     plan_direct,
 )
-from geometry cimport ceil_div
+from geometry cimport ceil_div, image
 from kernels cimport (
     CNN_ADD, CNN_BIAS, CNN_LINEAR, cnn_kernels, cnn_runtime, cnn_task, cnn_winograd,
     isize, kernels_for,
@@ -46,39 +46,67 @@ from winograd_gradient cimport (
     plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
 )
 from winograd cimport (
-    WEIGHT_BYTES, plan_winograd, winograd_pack_bytes, winograd_pack_task,
-    winograd_panel_bytes, winograd_space_of, winograd_task,
+    WEIGHT_BYTES, count_patches, is_streamed, phases_across, phases_down,
+    plan_winograd, points_of,
+    winograd_pack_bytes, winograd_pack_task, winograd_panel_bytes, winograd_space_of,
+    winograd_task,
 )
+
+
+cdef enum:
+    # 10 points have twice the error of 8 (1x7 of 256 channels: 3.0e-6 of the norm), and
+    # more channels would exceed what set_precision promises
+    MOST_FOR_10_POINTS = 256
 
 
 cdef inline const cnn_winograd *filtering(
     const cnn_runtime *runtime, const cnn_kernels *kernels, const tap_list *taps,
-    isize channels, isize filters, isize n, isize rows, isize cols,
+    isize channels, isize filters, const image *dst, bint of_weights,
 ) noexcept nogil:
     """The minimal filtering that pays for this geometry; NULL for the direct sum.
 
-    Winograd saves products (4 of 9 to 1 of 4 stay for 3x3, 9 of 25 for 5x5) and
-    pays with transforms of pixels and of weights. It is for dense square kernels
-    with stride 1, and for float32.
+    Winograd saves products (1 of 4 stays for 3x3, 9 of 25 for 5x5, 4 of 9 for 1x3, 2 of
+    5 for 1x5, 5 of 14 for 1x7) and pays with transforms of pixels and of weights. It is
+    for dense kernels with stride 1, any dilation, and for float32.
     """
-    cdef const cnn_winograd *f = kernels.winograd
-    cdef isize r = taps.rows
-    if f == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
+    cdef const cnn_winograd *const *at = kernels.winograd
+    cdef const cnn_winograd *best = NULL
+    # products for a pair of channel and filter
+    cdef isize direct = dst.n * dst.h * dst.w * taps.count, fewest = direct, products
+    cdef isize across = phases_across(taps)
+    cdef double cost
+    if at == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
         return NULL
-    if r == 5:
-        f += 1
-    elif r != 3:
-        return NULL
-    if (taps.count != r * r or taps.dy_max - taps.dy_min != r - 1
-            or taps.dx_max - taps.dx_min != r - 1):
-        return NULL
-    # few channels: the transforms cost more than the products saved
     if channels < 16 or filters < 16:
         return NULL
+    while at[0] != NULL:
+        if (at[0].tap_rows == taps.rows
+                and at[0].tap_rows * at[0].tap_cols == taps.count
+                and (points_of(at[0]) != 10 or channels <= MOST_FOR_10_POINTS)):
+            products = count_patches(at[0], taps, dst) * points_of(at[0])
+            if products < fewest:
+                best, fewest = at[0], products
+        at += 1
     # few patches: the tiles of the products stay half empty
-    if n * ceil_div(rows, f.m) * ceil_div(cols, f.m) < kernels.mr:
+    if best == NULL or fewest < kernels.mr * points_of(best):
         return NULL
-    return f
+    # phases with few pixels fill patches badly, and copies of them are mostly zeros
+    if across > 1 or phases_down(taps) > 1:
+        if 2 * fewest > direct or across > 2 * kernels.mr:
+            return NULL
+    # In products: to transform a value of a patch and back costs about 12 (1x7 of 16
+    # channels takes 1.3 times the direct sum's time, 1x5 of 32 channels 0.7 times); a
+    # value of a weight 32, or 64 through memory, whence tiles get it more slowly, too
+    # (3x3 512->512 with 16 patches 1.7 times, 32 patches 1.2 times, 256->256 with 128
+    # patches 0.8 times); in the gradient of weights 48 (0.9 times with 32 patches).
+    cost = fewest * (1 + 12.0 / channels + 12.0 / filters)
+    if not is_streamed(best, channels, filters, kernels.itemsize):
+        cost += 32.0 * points_of(best)
+    elif of_weights:
+        cost += 48.0 * points_of(best)
+    else:
+        cost += 0.4 * fewest + 64.0 * points_of(best)
+    return best if cost < direct else NULL
 
 
 cdef inline bint has_pairs(const correlation *c) noexcept nogil:
@@ -91,15 +119,32 @@ cdef inline bint is_depthwise(const correlation *c) noexcept nogil:
     return has_pairs(c) and c.src.step_c == 1 and c.dst.step_c == 1
 
 
+cdef inline bint is_grouped(const correlation *c) noexcept nogil:
+    """2, 4 or 8 channels in and as many out a group, channels last.
+
+    GFLOP/s so and by planes: 3x3 32 groups of 4 88 and 25, of 8 97 and 61, 1x1 20 and
+    9; but 5x5, whose taps do not share swapped pixels, 48 and 71, and 2 groups of 4,
+    half a vector, 30 and 40.
+    """
+    return (
+        c.groups > 1 and c.depth == c.outs
+        and (c.depth == 2 or c.depth == 4 or c.depth == 8)
+        and c.groups * c.depth >= c.kernels.lanes
+        and c.taps.count <= 3 * c.taps.rows
+        and c.src.step_c == 1 and c.dst.step_c == 1)
+
+
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs)
     c.winograd = filtering(
-        runtime, c.kernels, &c.taps, c.depth, c.outs, c.dst.n, c.dst.h, c.dst.w)
+        runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, False)
     if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
         return WINOGRAD
     if is_depthwise(c):
         return DEPTHWISE
+    if is_grouped(c):
+        return GROUPED
     if c.taps.count == 0:
         return DIRECT
     # rows of outputs that lie together (not the phases of a strided gradient)
@@ -114,7 +159,7 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
         return PLANES
     # one tap does not pay for turning large planes to channels-last and back
     if (c.taps.count == 1 and c.src.step_w == 1 and c.dst.step_w <= c.taps.sx
-            and c.dst.h * c.dst.w >= 512
+            and c.dst.n * c.dst.h * c.dst.w >= 256
             and c.depth * c.outs * c.kernels.itemsize <= PANEL_BYTES):
         return COLUMNS
     return DIRECT
@@ -139,7 +184,7 @@ cdef inline weight_passes plan_correlation(
     c.direct = c.dst.step_c == 1 or c.outs == 1
     c.algorithm = choose(runtime, c)
     c.depth_now = c.depth
-    if c.algorithm == DEPTHWISE or c.algorithm == DEPTHWISE_PLANES:
+    if c.algorithm in (DEPTHWISE, DEPTHWISE_PLANES, GROUPED):
         c.panel_bytes = 0
     elif c.algorithm == PLANES:
         plan_planes(c)
@@ -196,7 +241,7 @@ cdef inline int correlate(
     if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
         return 0
     p = plan_correlation(runtime, c)
-    if c.algorithm == DEPTHWISE:
+    if c.algorithm == DEPTHWISE or c.algorithm == GROUPED:
         return correlate_depthwise(runtime, c, 1, 1)
     if c.algorithm == DEPTHWISE_PLANES:
         return correlate_depthwise_planes(runtime, c)
@@ -309,7 +354,7 @@ cdef inline int run_columns(
     cdef column_space s = column_space_of(c)
     cdef int failed = 0
     c.shared = NULL
-    if c.splits > 1:
+    if shared_panels(c):
         c.shared = <char *> runtime.take(tasks // c.splits * s.panels)
         if c.shared == NULL:
             return -1
@@ -318,7 +363,7 @@ cdef inline int run_columns(
     if not failed:
         failed = runtime.run(
             dots_task if by_dots(c) else columns_task, c, tasks, s.total, work)
-    if c.splits > 1:
+    if c.shared != NULL:
         runtime.give(c.shared)
     return failed
 
@@ -336,7 +381,7 @@ cdef inline int run_pass(
             plane_space_of(c).total, work)
     # few boxes: several tasks share a box's pixels, each with its own outs
     if c.algorithm == COLUMNS:
-        parts = ceil_div(c.outs, c.kernels.mr)
+        parts = ceil_div(c.outs, c.tile_rows)
     c.splits = min(parts, max(1, ceil_div(8, tasks)))
     tasks *= c.splits
     if c.algorithm == COLUMNS:
@@ -354,8 +399,7 @@ cdef inline int choose_gradient(
     """Choose the algorithm of a weights' gradient from its geometry."""
     cdef isize size = w.kernels.itemsize
     w.winograd = filtering(
-        runtime, w.kernels, &w.taps, w.channels, w.filters,
-        w.grad_y.n, w.grad_y.h, w.grad_y.w)
+        runtime, w.kernels, &w.taps, w.channels, w.filters, &w.grad_y, True)
     if w.winograd != NULL:
         return WINOGRAD
     if w.channels == 1 and w.filters == 1 and w.groups > 1:

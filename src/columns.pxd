@@ -4,18 +4,23 @@
 # pixels by far. A handful of pixels would leave most of a vector empty: then vectors
 # run along the weights instead, and each sum is a dot product.
 
-from boxes cimport box, box_at, box_pixels, cut, meets_padding, tap_list
+from boxes cimport (
+    box, box_at, box_pixels, boxes, count, cut, meets_padding, tap_list,
+)
 from correlate cimport aligned, correlation, move_sums
 from geometry cimport ceil_div, pixel
 from kernels cimport (
-    CNN_ACT_RELU, CNN_ADD, CNN_BIAS_ROWS, CNN_LINEAR, CNN_RELU, CNN_ZERO,
+    CACHE_LINE, CNN_ACT_RELU, CNN_ADD, CNN_BIAS_ROWS, CNN_LINEAR, CNN_RELU, CNN_ZERO,
     cnn_dot_kernel, cnn_dot_tile, cnn_kernels, cnn_tile, isize, run_tile,
 )
 from libc.string cimport memset
 from planes cimport weights_as_they_lie
 
+# Bounds in bytes: of the panels that are copied at a time, a slab. A small one leaves
+# the second-level cache to the weights and to the next slab's source.
 cdef enum:
-    COLUMNS_BYTES = 512 << 10           # of a task's panels
+    SLAB_BYTES = 128 << 10
+    COLUMNS_BYTES = 512 << 10
     FEW_PIXELS = 64
     DOT_PIXELS = 8
 
@@ -28,29 +33,33 @@ cdef inline bint by_dots(const correlation *c) noexcept nogil:
     """
     cdef isize pixels = c.dst.n * c.dst.h * c.dst.w, row = c.depth * c.taps.count
     return (
-        pixels <= min(DOT_PIXELS, c.kernels.lanes // 2) and row % c.kernels.lanes == 0 and weights_as_they_lie(c)
+        pixels <= min(DOT_PIXELS, c.kernels.lanes // 2)
+        and row % c.kernels.lanes == 0 and weights_as_they_lie(c)
         and pixels * row * c.kernels.itemsize <= COLUMNS_BYTES)
+
+
+cdef inline bint shared_panels(const correlation *c) noexcept nogil:
+    """Whether tasks that share a box's pixels share its panels, too."""
+    return c.splits > 1 and box_pixels(&c.grid) <= min(FEW_PIXELS, c.slab * c.block)
 
 
 # What a task's scratch holds, in bytes from its start.
 cdef struct column_space:
-    isize panel, tiles                  # bytes of a panel, panels of a box
-    isize panels                        # bytes of a box's panels
+    isize panel, panels                 # bytes of a panel, of a slab's panels
     isize a, c, sums, total
 
 
 cdef inline column_space column_space_of(const correlation *c) noexcept nogil:
     cdef column_space s
-    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr
+    cdef isize size = c.kernels.itemsize, mr = c.tile_rows
     s.panel = c.depth_now * c.taps.count * c.block * size
-    s.tiles = ceil_div(box_pixels(&c.grid), c.block)
+    s.panels = aligned(c.slab * s.panel)
     if by_dots(c):
-        s.panel = c.depth * c.taps.count * box_pixels(&c.grid) * size
-    s.panels = aligned(s.tiles * s.panel)
-    s.a = s.panels if c.splits == 1 else 0
+        s.panels = aligned(c.depth * c.taps.count * box_pixels(&c.grid) * size)
+    s.a = 0 if shared_panels(c) else s.panels
     s.c = s.a + aligned(mr * <isize> sizeof(void *))
     s.sums = s.c + aligned(mr * <isize> sizeof(void *))
-    s.total = s.sums + (0 if c.direct else aligned(mr * s.tiles * c.block * size))
+    s.total = s.sums + (0 if c.direct else aligned(mr * c.slab * c.block * size))
     if by_dots(c):
         s.total = s.sums + aligned(c.outs * box_pixels(&c.grid) * size)
     return s
@@ -92,24 +101,75 @@ cdef inline void fill_panel(
         done += run
 
 
-cdef inline isize fill_whole_panels(
-    const correlation *c, const box *where, isize group, isize pixels, char *to,
+cdef inline void fill_slab(
+    const correlation *c, const box *where, isize group, isize first, isize pixels,
+    isize panel, char *to,
 ) noexcept nogil:
-    """Fill what panels one row of pixels fills; how many. Channel by channel, for
-    a long row comes from memory at once and a short one does not."""
-    cdef isize size = c.kernels.itemsize, d, col_step = c.taps.sx * c.src.step_w
-    cdef isize tiles = pixels // c.block
-    if (c.taps.count > 1 or c.padded or where.i1 - where.i0 > 1
-            or where.n1 - where.n0 > 1):
-        return 0
-    for d in range(c.depth_now):
-        c.kernels.copy(
-            to + d * c.block * size, c.depth_now * c.block, 1,
-            pixel(&c.src, where.n0, group * c.depth + c.depth0 + d,
-                  where.i0 * c.taps.sy + c.taps.dy[0],
-                  where.j0 * c.taps.sx + c.taps.dx[0]),
-            c.block * col_step, col_step, tiles, c.block)
-    return tiles
+    """Pixels [first, first + pixels) of the box, panel by panel."""
+    cdef isize size = c.kernels.itemsize, done = 0, d
+    cdef isize col_step = c.taps.sx * c.src.step_w
+    if c.taps.count == 1 and not c.padded and (
+            where.i1 - where.i0 == 1 and where.n1 - where.n0 == 1):
+        # one long row: what fills panels goes channel by channel
+        done = pixels // c.block
+        for d in range(c.depth_now):
+            c.kernels.copy(
+                to + d * c.block * size, c.depth_now * c.block, 1,
+                pixel(&c.src, where.n0, group * c.depth + c.depth0 + d,
+                      where.i0 * c.taps.sy + c.taps.dy[0],
+                      (where.j0 + first) * c.taps.sx + c.taps.dx[0]),
+                c.block * col_step, col_step, done, c.block)
+        to += done * panel
+        done *= c.block
+    while done < pixels:
+        fill_panel(c, where, group, first + done, min(c.block, pixels - done), 0,
+                   c.depth_now, to)
+        to += panel
+        done += c.block
+
+
+cdef inline const char *source_of(
+    const correlation *c, isize box_index, isize group, isize first
+) noexcept nogil:
+    """Where pixels `first` and on of a box lie, a line for each channel; or NULL."""
+    cdef box where = box_at(&c.grid, box_index)
+    cdef isize pixels = (where.n1 - where.n0) * (where.j1 - where.j0)
+    if c.src.h > 1 or c.taps.count > 1 or c.src.step_w != 1 or c.taps.sx > 1:
+        return NULL
+    if first >= pixels:
+        if box_index + 1 >= boxes(&c.grid):
+            return NULL
+        where = box_at(&c.grid, box_index + 1)
+        first = 0
+    return pixel(&c.src, where.n0 + first // (where.j1 - where.j0),
+                 group * c.depth + c.depth0, 0,
+                 where.j0 + first % (where.j1 - where.j0))
+
+
+cdef inline void move_slab(
+    const correlation *c, const box *where, isize channel, isize channels,
+    isize first, isize pixels, char *sums, bint load,
+) noexcept nogil:
+    """Copy sums[channel][pixel] of a slab to dst, or from it."""
+    cdef isize rows = where.i1 - where.i0, cols = where.j1 - where.j0
+    cdef isize pitch = c.slab * c.block, run
+    cdef char *at
+    if cols == c.dst.w and c.dst.step_h == cols * c.dst.step_w:
+        cols *= rows
+        rows = 1
+    while pixels > 0:
+        run = min(pixels, cols - first % cols)
+        at = pixel(&c.dst, where.n0 + first // (rows * cols), channel,
+                   where.i0 + first // cols % rows, where.j0 + first % cols)
+        if load:
+            c.kernels.copy(
+                sums, pitch, 1, at, c.dst.step_c, c.dst.step_w, channels, run)
+        else:
+            c.kernels.copy(
+                at, c.dst.step_c, c.dst.step_w, sums, pitch, 1, channels, run)
+        sums += run * c.kernels.itemsize
+        first += run
+        pixels -= run
 
 
 cdef inline void fill_rows(
@@ -155,7 +215,7 @@ cdef inline void dots_task(void *job, isize task, char *scratch) noexcept nogil:
     for p in range(pixels):
         at[p] = p * row
     q.b = scratch
-    if c.splits > 1:
+    if shared_panels(c):
         q.b = c.shared + task // c.splits * s.panels
     else:
         fill_rows(c, &where, group, 0, c.depth, scratch)
@@ -205,31 +265,26 @@ cdef inline void fill_shared_task(void *job, isize task, char *scratch) noexcept
 cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const correlation *c = <const correlation *> job
     cdef const cnn_kernels *kernels = c.kernels
-    cdef isize mr = kernels.mr, size = kernels.itemsize, lanes = kernels.lanes
+    cdef isize mr = c.tile_rows, size = kernels.itemsize, lanes = kernels.lanes
     cdef isize groups = c.group1 - c.group0, count = ceil_div(c.outs, mr)
     cdef isize split = task % c.splits
     cdef isize group = c.group0 + task // c.splits % groups
-    cdef box where = box_at(&c.grid, task // c.splits // groups)
-    cdef isize pixels = (
+    cdef isize index = task // c.splits // groups
+    cdef box where = box_at(&c.grid, index)
+    cdef isize all_pixels = (
         (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
     cdef column_space s = column_space_of(c)
-    cdef isize tiles = ceil_div(pixels, c.block), i, m, p, tile, channel
+    cdef isize slab, i, m, p, tile, channel, first, pixels, tiles, lines
     cdef isize row = c.depth * c.taps.count * size
     cdef const char *weights = c.weight + group * c.outs * row
+    cdef const char *ahead
+    cdef char *panels = scratch
     cdef const void **a = <const void **> (scratch + s.a)
     cdef void **to = <void **> (scratch + s.c)
-    cdef char *panels = scratch
     cdef cnn_tile q
     if not weights_as_they_lie(c):
         weights = c.panels + (group - c.group0) * c.panel_bytes
     weights += c.depth0 * c.taps.count * size
-    if c.splits > 1:
-        panels = c.shared + task // c.splits * s.panels
-    else:
-        p = fill_whole_panels(c, &where, group, pixels, scratch)
-        for p in range(p, tiles):
-            fill_panel(c, &where, group, p * c.block, min(c.block, pixels - p * c.block),
-                       0, c.depth_now, scratch + p * s.panel)
     q.batches, q.depth = 1, c.depth_now * c.taps.count
     q.a_next, q.a_from, q.a_step = 0, 0, 1
     q.b_move, q.b_step = 0, c.block
@@ -238,34 +293,52 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
     q.start, q.activation = c.start, c.end
     if c.start != CNN_ADD:
         q.start = CNN_BIAS_ROWS if c.bias != NULL else CNN_ZERO
-    # weight[mr x channels*taps] . pixels[channels*taps x block] -> dst, tile by tile
-    for tile in range(split * count // c.splits, (split + 1) * count // c.splits):
-        m = tile * mr
-        q.rows = min(mr, c.outs - m)
-        channel = group * c.outs + m
-        q.bias = c.bias + channel * size if c.bias != NULL else NULL
-        for i in range(mr):
-            a[i] = weights + (m + min(i, q.rows - 1)) * row
-            if c.direct:
-                to[i] = pixel(&c.dst, where.n0, channel + min(i, q.rows - 1),
-                              where.i0, where.j0)
-            else:
-                to[i] = scratch + s.sums + i * s.tiles * c.block * size
-        if not c.direct and c.start == CNN_ADD:
-            move_sums(c, &where, channel, q.rows, scratch + s.sums, 1,
-                      s.tiles * c.block, True)
-        for p in range(tiles):
-            q.b = panels + p * s.panel
-            q.c_move = p * c.block
-            q.cols = min(c.block, pixels - p * c.block)
-            # the next filters' weights come from far
-            q.next = NULL
-            if p == tiles - 1 and m + mr < c.outs:
-                q.next = weights + (m + mr) * row
-            run_tile(kernels, &q, lanes if q.cols <= lanes else c.block)
-        if not c.direct:
-            move_sums(c, &where, channel, q.rows, scratch + s.sums, 1,
-                      s.tiles * c.block, False)
+    for slab in range(ceil_div(all_pixels, c.slab * c.block)):
+        first = slab * c.slab * c.block
+        pixels = min(all_pixels - first, c.slab * c.block)
+        tiles = ceil_div(pixels, c.block)
+        if shared_panels(c):
+            panels = c.shared + task // c.splits * s.panels
+        else:
+            fill_slab(c, &where, group, first, pixels, s.panel, scratch)
+        # the next slab's source is fetched while this one is multiplied
+        ahead, lines = source_of(c, index, group, first + pixels), 0
+        if ahead != NULL:
+            lines = c.slab * c.block * size // CACHE_LINE + 1
+        # weight[mr x channels*taps] . pixels[channels*taps x block] -> dst
+        for tile in range(split * count // c.splits, (split + 1) * count // c.splits):
+            m = tile * mr
+            q.rows = min(mr, c.outs - m)
+            channel = group * c.outs + m
+            q.bias = c.bias + channel * size if c.bias != NULL else NULL
+            for i in range(mr):
+                a[i] = weights + (m + min(i, q.rows - 1)) * row
+                to[i] = scratch + s.sums + i * c.slab * c.block * size
+                if c.direct:
+                    to[i] = pixel(&c.dst, where.n0, channel + min(i, q.rows - 1),
+                                  where.i0, where.j0 + first)
+            if not c.direct and c.start == CNN_ADD:
+                move_slab(c, &where, channel, q.rows, first, pixels,
+                          scratch + s.sums, True)
+            for p in range(tiles):
+                q.b = panels + p * s.panel
+                q.c_move = p * c.block
+                q.cols = min(c.block, pixels - p * c.block)
+                q.next, q.next_step = NULL, CACHE_LINE
+                if p == tiles - 1 and m + mr < c.outs:
+                    # the next filters' weights come from far
+                    q.next = weights + (m + mr) * row
+                elif lines > 0:
+                    q.next, q.next_step = ahead, c.src.step_c * size
+                    ahead += CACHE_LINE
+                    lines -= 1
+                if mr < kernels.mr:
+                    kernels.low_tile(&q)
+                else:
+                    run_tile(kernels, &q, lanes if q.cols <= lanes else c.block)
+            if not c.direct:
+                move_slab(c, &where, channel, q.rows, first, pixels,
+                          scratch + s.sums, False)
 
 
 cdef inline bint without_rows(const correlation *c) noexcept nogil:
@@ -281,14 +354,23 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
     """Choose boxes and chunks of channels from the geometry alone."""
     cdef const tap_list *taps = &c.taps
     cdef isize size = c.kernels.itemsize, pixels = c.dst.n * c.dst.h * c.dst.w, panel
+    cdef isize mr = c.kernels.mr, low = c.kernels.low_rows, rest
     cdef isize tiles = 1
     c.padded = meets_padding(taps, &c.src, &c.dst)
     if without_rows(c):
         c.src.w *= c.src.h
         c.dst.w *= c.dst.h
         c.src.h = c.dst.h = 1
+    c.tile_rows = mr
     if pixels <= c.kernels.lanes:
         c.block = c.kernels.lanes
+    elif pixels >= 32 * 3 * c.kernels.lanes:
+        # low tiles where high ones would have empty rows: 64 filters are 5 * 14 or 8 * 8
+        rest = c.outs % mr
+        rest = mr if 2 * rest > mr else mr // 2 if rest > 0 else 0
+        if 1.03 * ceil_div(c.outs, low) * low < c.outs // mr * mr + rest:
+            c.tile_rows = low
+            c.block = 3 * c.kernels.lanes
     panel = taps.count * c.block * size
     if pixels <= FEW_PIXELS:
         tiles = ceil_div(pixels, c.block)   # one box: weights are read once
@@ -297,9 +379,21 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
     c.depth_now = max(1, min(c.depth, COLUMNS_BYTES // (panel * tiles)))
     c.depth_now = ceil_div(c.depth, ceil_div(c.depth, c.depth_now))
     panel *= c.depth_now
-    if pixels > FEW_PIXELS:
-        tiles = min(max(1, COLUMNS_BYTES // panel), max(1, pixels // (8 * c.block)))
-    c.grid = cut(c.dst.n, c.dst.h, c.dst.w, tiles * c.block)
+    # tasks of whole panels, eight or more, and of some slabs each
+    c.grid = cut(c.dst.n, c.dst.h, c.dst.w, max(
+        c.block, min(pixels // 8, max(4096, COLUMNS_BYTES // panel * c.block))))
+    if pixels <= FEW_PIXELS:
+        c.grid = cut(c.dst.n, c.dst.h, c.dst.w, pixels)
+    if c.grid.box_w < c.dst.w:
+        c.grid.box_w = ceil_div(c.grid.box_w, c.block) * c.block
+        count(&c.grid)
+    c.slab = COLUMNS_BYTES
+    if c.outs * c.depth_now * taps.count * size <= 2 * SLAB_BYTES:
+        c.slab = SLAB_BYTES
+    c.slab = max(1, min(
+        c.slab // panel, ceil_div(box_pixels(&c.grid), c.block)))
+    if pixels <= FEW_PIXELS:
+        c.slab = tiles
     c.direct = c.dst.step_w == 1 and c.grid.box_n == 1 and (
         c.grid.box_h == 1 or c.dst.step_h == c.grid.box_w)
     c.panel_bytes = 0

@@ -10,8 +10,8 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
 
 from algorithms cimport (
-    choose, choose_gradient, correlate, is_depthwise, prepare, prepared_bytes,
-    weight_gradient,
+    choose, choose_gradient, correlate, is_depthwise, is_grouped, prepare,
+    prepared_bytes, weight_gradient,
 )
 from boxes cimport tap_list
 from channel_sums cimport sum_channels
@@ -19,7 +19,8 @@ from columns_adjoint cimport (
     adjoint_space_of, adjoint_task, few_errors, gradient_of_input, plan_adjoint,
 )
 from correlate cimport (
-    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, PLANES, WINOGRAD, correlation,
+    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, GROUPED, PLANES, WINOGRAD,
+    correlation,
 )
 from depthwise cimport correlate_depthwise
 from geometry cimport (
@@ -219,7 +220,8 @@ cdef int run_backward_input(
         free(tables.memory)
         return failed
     c = backward_of(g, &tables, grad_y, weight, grad_x, 0, 0)
-    if is_depthwise(&c) and g.n > 0:
+    c.kernels = kernels_for(runtime, grad_x.itemsize)
+    if (is_depthwise(&c) or is_grouped(&c)) and g.n > 0:
         free(tables.memory)
         return run_depthwise_input(g, grad_y, weight, grad_x)
     for py in range(min(g.stride_h, g.h)):
@@ -412,7 +414,7 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     names = {
         DIRECT: "direct", PLANES: "planes", DEPTHWISE: "depthwise",
         WINOGRAD: "winograd", COLUMNS: "columns",
-        DEPTHWISE_PLANES: "depthwise-planes",
+        DEPTHWISE_PLANES: "depthwise-planes", GROUPED: "grouped",
     }
     check(make_tables(&tables, g.r * g.s), "explain_conv2d")
     c = forward_of(&g, &tables, x, NULL, NULL, y, CNN_LINEAR)

@@ -23,6 +23,7 @@ cdef enum:
     DIRECT
     PLANES
     DEPTHWISE
+    GROUPED
     DEPTHWISE_PLANES
     WINOGRAD
     COLUMNS
@@ -46,6 +47,8 @@ cdef struct correlation:
     const cnn_plane_kernel *plane       # PLANES: shape of its tiles
     plane_band planes
     isize gang                          # PLANES: groups of a task
+    isize slab                          # COLUMNS: panels that are copied at a time,
+    isize tile_rows                     # filters of a tile
     const cnn_winograd *winograd        # NULL: the direct sum
     box_grid grid                       # of outputs, or of Winograd's patches
     band around
@@ -112,7 +115,16 @@ cdef inline void pack_block(
     cdef isize first = block * c.block, width = width_of(c, block), d
     cdef isize outs = min(c.outs - first, width)
     cdef char *bias = bias_panel(c, group, block)
-    if c.transposed:
+    if c.transposed and taps == 1 and c.taps.count == 1:
+        # rows of outs as they lie; turned one by one they took as long as the sums of
+        # 400 pixels
+        if outs < width:
+            memset(to, 0, c.depth_now * width * size)
+        c.kernels.copy(
+            to, width, 1,
+            c.weight + size * ((group * c.depth + c.depth0) * c.outs + first),
+            c.outs, 1, c.depth_now, outs)
+    elif c.transposed:
         for d in range(c.depth_now):
             c.kernels.pack(
                 to + d * width * size, c.to, width,
@@ -146,21 +158,29 @@ cdef inline void move_sums(
     char *sums, isize pixel_step, isize channel_step, bint load
 ) noexcept nogil:
     """Copy the sums of a box's pixels, which lie in their order, to dst or from it."""
+    move_pixels(c.kernels, &c.dst, where, channel, channels, sums, pixel_step,
+                channel_step, load)
+
+
+cdef inline void move_pixels(
+    const cnn_kernels *kernels, const image *dst, const box *where, isize channel,
+    isize channels, char *sums, isize pixel_step, isize channel_step, bint load,
+) noexcept nogil:
     cdef isize n, i, run = where.j1 - where.j0, lines = where.i1 - where.i0
     cdef isize rows, cols, row, col, to_row, to_col
     cdef char *at
-    if run == c.dst.w and c.dst.step_h == run * c.dst.step_w:
+    if run == dst.w and dst.step_h == run * dst.step_w:
         run *= lines
         lines = 1
-    rows, row, to_row = run, pixel_step, c.dst.step_w
-    cols, col, to_col = channels, channel_step, c.dst.step_c
+    rows, row, to_row = run, pixel_step, dst.step_w
+    cols, col, to_col = channels, channel_step, dst.step_c
     if pixel_step == 1:     # the copy's columns are what lies side by side
         rows, row, to_row, cols, col, to_col = cols, col, to_col, rows, row, to_row
     for n in range(where.n0, where.n1):
         for i in range(lines):
-            at = pixel(&c.dst, n, channel, where.i0 + i, where.j0)
+            at = pixel(dst, n, channel, where.i0 + i, where.j0)
             if load:
-                c.kernels.copy(sums, row, col, at, to_row, to_col, rows, cols)
+                kernels.copy(sums, row, col, at, to_row, to_col, rows, cols)
             else:
-                c.kernels.copy(at, to_row, to_col, sums, row, col, rows, cols)
-            sums += run * pixel_step * c.dst.itemsize
+                kernels.copy(at, to_row, to_col, sums, row, col, rows, cols)
+            sums += run * pixel_step * dst.itemsize

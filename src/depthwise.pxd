@@ -1,12 +1,14 @@
-# Depthwise convolution of channels-last arrays: one channel in, one out, a group.
-# Lanes are channels; the source is read where it lies, and taps beyond its border are
-# left out. A task makes some rows, or some columns of them; the gradient of the weights
-# beside the sum itself.
+# Depthwise convolution of channels-last arrays: one channel in, one out, a group, or
+# as few on both sides (a power of 2). Lanes are channels; the source is read where it
+# lies, and taps beyond its border are left out. A task makes some rows, or some columns
+# of them; the gradient of depthwise weights beside the sum itself.
 
 from boxes cimport box, box_at, boxes, cut, tap_list
 from correlate cimport aligned, correlation
 from geometry cimport ceil_div, even_share, image, pixel
-from kernels cimport cnn_depthwise, cnn_kernels, cnn_runtime, isize
+from kernels cimport (
+    CNN_GROUPED_SOME, cnn_depthwise, cnn_kernels, cnn_runtime, isize,
+)
 from libc.string cimport memcpy, memset
 from weight_gradient cimport gradient_of_weight, gradient_part, part_of, partial_sums
 
@@ -26,7 +28,8 @@ cdef struct depthwise_job:
     isize down, across
     isize channels
     isize rows_per_task, cols_per_task, row_tasks, col_tasks
-    const char *weight                  # [tap][channel]
+    const char *weight                  # [tap][channel]; or as grouped kernels want it
+    const char *zeros
     const char *bias
 
 
@@ -63,17 +66,23 @@ cdef inline void depthwise_task(void *job, isize task, char *scratch) noexcept n
     cdef isize n = task // w.row_tasks // w.col_tasks, i, p
     cdef const correlation *c
     cdef cnn_depthwise d
-    d.channels = w.channels
+    d.channels, d.depth, d.taps = w.channels, w.phase.depth, w.phase.weight_taps
+    d.zeros = w.zeros
     for i in range(i0, min(i0 + w.rows_per_task, w.phase.dst.h)):
         for p in range(w.down * w.across):
             c = w.phase + p
             if i >= c.dst.h or j0 >= c.dst.w:
                 continue
             find_row(&d, &c.taps, c.to, &c.src, n, 0, i, scratch)
+            d.look = <const void **> scratch + d.rows
             d.first, d.last = j0, min(j0 + w.cols_per_task, c.dst.w)
             d.y_step = c.dst.step_w
-            w.kernels.depthwise(
-                &d, pixel(&c.dst, n, 0, i, j0), w.weight, w.bias, c.activation)
+            if d.depth == 1:
+                w.kernels.depthwise(
+                    &d, pixel(&c.dst, n, 0, i, j0), w.weight, w.bias, c.activation)
+            else:
+                w.kernels.grouped(
+                    &d, pixel(&c.dst, n, 0, i, j0), w.weight, w.bias, c.activation)
 
 
 cdef inline int correlate_depthwise(
@@ -84,30 +93,44 @@ cdef inline int correlate_depthwise(
     cdef correlation *c
     cdef isize size = phase.kernels.itemsize, lanes = phase.kernels.lanes
     cdef isize taps = phase.weight_taps, p, t, space = 0, row
-    cdef isize weights = aligned((phase.groups * taps + lanes) * size)
-    cdef isize biases = aligned((phase.groups + lanes) * size)
-    cdef char *shared = <char *> runtime.take(
-        weights + biases + down * across * taps * <isize> sizeof(isize))
-    cdef isize *at = <isize *> (shared + weights + biases)
+    cdef isize channels = phase.groups * phase.depth
+    cdef isize tap = channels           # weights of a tap
+    cdef isize weights, biases = aligned((channels + lanes) * size)
+    cdef isize *at
+    cdef char *shared
     cdef int failed
+    if phase.depth > 1:
+        tap = phase.depth * lanes
+        weights = aligned(ceil_div(channels, lanes) * taps * tap * size)
+    else:
+        weights = aligned((taps * tap + lanes) * size)
+    shared = <char *> runtime.take(
+        weights + 2 * biases + down * across * taps * <isize> sizeof(isize))
     if shared == NULL:
         return -1
-    w.kernels, w.phase, w.channels = phase.kernels, phase, phase.groups
+    w.kernels, w.phase, w.channels = phase.kernels, phase, channels
     w.down, w.across = down, across
-    w.weight, w.bias = shared, NULL
-    memset(shared + phase.groups * taps * size, 0, lanes * size)
-    w.kernels.copy(shared, w.channels, 1, phase.weight, 1, taps, taps, w.channels)
+    w.weight, w.bias, w.zeros = shared, NULL, shared + weights + biases
+    memset(shared + weights, 0, 2 * biases)
+    if phase.depth > 1:
+        memset(shared, 0, weights)
+        w.kernels.grouped_weights(
+            shared, phase.weight, channels, phase.depth, taps, phase.transposed)
+    else:
+        memset(shared + taps * channels * size, 0, lanes * size)
+        w.kernels.copy(shared, channels, 1, phase.weight, 1, taps, taps, channels)
     if phase.bias != NULL:
         w.bias = shared + weights
-        memset(shared + weights + w.channels * size, 0, lanes * size)
-        memcpy(shared + weights, phase.bias, w.channels * size)
+        memcpy(shared + weights, phase.bias, channels * size)
+    at = <isize *> (shared + weights + 2 * biases)
     for p in range(down * across):
         c = phase + p
         c.to = at + p * taps
         for t in range(taps):
             if c.order[t] >= 0:
-                c.to[c.order[t]] = t * w.channels
-        space = max(space, row_space(&c.taps))
+                c.to[c.order[t]] = t * tap
+        space = max(space, row_space(&c.taps) + (
+            CNN_GROUPED_SOME * c.taps.count * <isize> sizeof(void *)))
     row = max(1, w.channels * phase.taps.sx * size * (phase.taps.rows + 1))
     w.cols_per_task = even_share(phase.dst.w, max(16, ROWS_BYTES // row))
     w.col_tasks = ceil_div(phase.dst.w, w.cols_per_task)
@@ -116,7 +139,7 @@ cdef inline int correlate_depthwise(
     w.row_tasks = ceil_div(phase.dst.h, w.rows_per_task)
     failed = runtime.run(
         depthwise_task, &w, phase.dst.n * w.row_tasks * w.col_tasks, space,
-        <double> w.channels * phase.dst.n * phase.dst.h * phase.dst.w * taps)
+        <double> channels * phase.depth * phase.dst.n * phase.dst.h * phase.dst.w * taps)
     runtime.give(shared)
     return failed
 

@@ -8,6 +8,8 @@ ctypedef ptrdiff_t isize
 
 cdef extern from "table.h" nogil:
     cdef enum:
+        CACHE_LINE
+    cdef enum:
         CNN_ZERO
         CNN_ADD
         CNN_BIAS
@@ -41,6 +43,7 @@ cdef extern from "table.h" nogil:
         const void *bias
         int start, activation
         const void *next
+        isize next_step
 
     ctypedef struct cnn_depthwise:
         isize rows, cols
@@ -48,8 +51,12 @@ cdef extern from "table.h" nogil:
         const isize *dx
         const isize *tap
         isize stride, width, x_step, y_step, channels, first, last
+        isize depth, taps
+        const void *zeros
+        const void **look
 
     cdef enum:
+        CNN_GROUPED_SOME
         CNN_PLANE_HIGH
 
     ctypedef struct cnn_depthwise_plane:
@@ -78,11 +85,8 @@ cdef extern from "table.h" nogil:
 
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
-    cdef enum:
-        CNN_POINTS
-
     ctypedef struct cnn_winograd:
-        isize m, r
+        isize rows, cols, out_rows, out_cols, tap_rows, tap_cols
         void (*input)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*weight)(void *, isize, const void *const *, isize) noexcept nogil
@@ -144,6 +148,8 @@ cdef extern from "table.h" nogil:
         isize itemsize, lanes, mr, vectors
         const tile_kernel *tile
         const tile_kernel *half_tile
+        tile_kernel low_tile
+        isize low_rows
         void (*transpose)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*copy)(
@@ -161,6 +167,11 @@ cdef extern from "table.h" nogil:
         void (*depthwise)(
             const cnn_depthwise *, void *, const void *, const void *, int
         ) noexcept nogil
+        void (*grouped)(
+            const cnn_depthwise *, void *, const void *, const void *, int
+        ) noexcept nogil
+        void (*grouped_weights)(
+            void *, const void *, isize, isize, isize, int) noexcept nogil
         void (*depthwise_gradient)(
             const cnn_depthwise *, void *, const void *) noexcept nogil
         void (*depthwise_plane)(
@@ -170,7 +181,7 @@ cdef extern from "table.h" nogil:
             const cnn_depthwise_plane *, void *, const void *) noexcept nogil
         void (*take_columns)(
             void *, isize, const void *, isize, isize, isize, isize) noexcept nogil
-        const cnn_winograd *winograd
+        const cnn_winograd *const *winograd
         void (**activation)(
             void *, const void *, isize, double, double) noexcept nogil
         void (**delta)(
@@ -183,7 +194,7 @@ cdef extern from "table.h" nogil:
         ) noexcept nogil
         void (*normalize)(
             void *, const void *, const void *, const void *, const void *, isize,
-            isize, int, int) noexcept nogil
+            isize, int, int, int) noexcept nogil
         void (*error_sums)(
             double *, double *, const void *, const void *, const void *, const void *,
             const void *, isize, isize, int, int, void *) noexcept nogil
@@ -207,7 +218,12 @@ cdef extern from "table.h" nogil:
             void *, const void *, const void *, isize, isize) noexcept nogil
         void (*max_window)(
             void *, void *, int, const void *, const cnn_window *) noexcept nogil
+        void (*max_plane)(
+            void *, void *, int, const void *, const void *, const cnn_window *
+        ) noexcept nogil
         void (*sum_window)(
+            void *, const void *, const cnn_window *, double) noexcept nogil
+        void (*sum_plane)(
             void *, const void *, const cnn_window *, double, const void *
         ) noexcept nogil
         void (*max_backward)(

@@ -12,7 +12,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 
 from geometry cimport (
-    Py_buffer, PyBuffer_Release, ceil_div, hold, image_of, pixel, pool_geometry,
+    Py_buffer, PyBuffer_Release, ceil_div, even_share, hold, image_of, pixel, pool_geometry,
     pool_sizes,
 )
 from kernels cimport CNN_RUNTIME, check, cnn_runtime, isize, kernels_for
@@ -20,7 +20,7 @@ from pool_backward cimport (
     fill_plane_task, gather_planes_task, gather_scratch, gather_task, plan_planes,
     scatter_indices_task, scatter_task, spread_scratch, spread_task,
 )
-from pool_forward cimport forward_scratch, forward_task, whole_plane_task
+from pool_forward cimport forward_task, plan_forward, whole_plane_task
 from pooling cimport (
     axis_of, column_divisor, find_places, inside, most_windows, place, planes_of,
     pooling, row_divisor, set_integer, set_real, stopped,
@@ -104,17 +104,27 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
     return 0
 
 
-cdef void share_rows(
-    pooling *p, isize rows, isize elements, isize terms
-) noexcept nogil:
-    """Cut `rows` rows of `elements` each into tasks of about TASK_ELEMENTS.
+cdef inline isize terms(isize count) noexcept nogil:
+    """Where an element has many terms, tasks have fewer elements."""
+    return max(1, count // MANY_TERMS)
 
-    Each element has so many terms: where they are many, tasks stay short.
-    """
-    elements *= max(1, terms // MANY_TERMS)
+
+cdef void share_rows(pooling *p, isize rows, isize elements) noexcept nogil:
+    """Cut `rows` rows of `elements` each into tasks of about TASK_ELEMENTS."""
     p.rows_per_task = max(1, min(rows, TASK_ELEMENTS // max(1, elements)))
     p.rows_per_task = ceil_div(rows, ceil_div(rows, p.rows_per_task))
     p.tasks_per_plane = ceil_div(rows, p.rows_per_task)
+
+
+cdef isize tasks_of(pooling *p, isize planes, isize elements) noexcept nogil:
+    """Share out planes of `elements`, of which rows are shared out: small ones together.
+
+    Returns how many tasks that makes.
+    """
+    p.planes_per_task = 1
+    if p.tasks_per_plane == 1:
+        p.planes_per_task = even_share(planes, TASK_ELEMENTS // max(1, elements))
+    return ceil_div(planes, p.planes_per_task) * p.tasks_per_plane
 
 
 cdef bint one_window(const pooling *p) noexcept nogil:
@@ -129,19 +139,25 @@ cdef bint one_window(const pooling *p) noexcept nogil:
 cdef int run_forward(pooling *p) noexcept nogil:
     cdef const pool_geometry *g = &p.g
     cdef double work = 2.0 * g.n * g.c * g.h * g.w
+    cdef isize row
     cdef int failed
     p.kernels = kernels_for(runtime, p.x.itemsize)
     p.interrupted = runtime.interrupted
     p.channels_last = p.x.step_c == 1 and p.y.step_c == 1
     if one_window(p):
-        share_rows(p, g.c, g.h * g.w, 1)
+        share_rows(p, g.c, g.h * g.w)
         return runtime.run(
             whole_plane_task, p, g.n * p.tasks_per_plane, 0, work)
     if make_tables(p, False):
         return -1
-    share_rows(p, g.out_h, g.out_w * (g.c if p.channels_last else 1), g.r * g.s)
+    row = g.out_w * (g.c if p.channels_last else 1) * terms(g.r * g.s)
+    share_rows(p, g.out_h, row)
+    p.forward.total = 0
+    if not p.channels_last:
+        plan_forward(p)
     failed = runtime.run(
-        forward_task, p, planes_of(p) * p.tasks_per_plane, forward_scratch(p), work)
+        forward_task, p, tasks_of(p, planes_of(p), g.out_h * row),
+        p.forward.total, work)
     free(p.tables)
     return failed
 
@@ -161,12 +177,12 @@ cdef int run_backward(pooling *p) noexcept nogil:
     if not p.average and p.argmax.itemsize == 8:
         return runtime.run(scatter_indices_task, p, g.n * g.c, 0, work)
     if one_window(p):
-        share_rows(p, g.c, g.h * g.w, 1)
+        share_rows(p, g.c, g.h * g.w)
         return runtime.run(fill_plane_task, p, g.n * p.tasks_per_plane, 0, work)
     if make_tables(p, True):
         return -1
     if p.channels_last:
-        share_rows(p, g.h, g.w * g.c, windows_of_pixel(p))
+        share_rows(p, g.h, g.w * g.c * terms(windows_of_pixel(p)))
         failed = runtime.run(
             gather_task, p, g.n * p.tasks_per_plane, gather_scratch(p), work)
     elif gathers_in_planes(p):
@@ -183,7 +199,7 @@ cdef int run_backward(pooling *p) noexcept nogil:
 
 cdef bint gathers_in_planes(pooling *p) noexcept nogil:
     """Whether pixels in planes gather their errors; also shares out their rows."""
-    share_rows(p, p.g.h, p.g.w, windows_of_pixel(p))
+    share_rows(p, p.g.h, p.g.w * terms(windows_of_pixel(p)))
     plan_planes(p, p.columns)
     return (
         p.x.step_w == 1 and p.y.step_w == 1

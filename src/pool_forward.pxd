@@ -2,10 +2,18 @@
 
 from geometry cimport ceil_div, image, pixel, pool_geometry
 from kernels cimport cnn_window, isize
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 from pooling cimport (
-    LARGE_PLANE, column_divisor, inside, pooling, row_divisor, span,
+    LARGE_PLANE, column_divisor, forward_rows, inside, planes_of, pooling, row_divisor,
+    span,
 )
+
+# Bytes of the rows that a batch copies, or keeps: they stay in the first-level cache.
+# Bytes of the rows that one window keeps, at most.
+cdef enum:
+    BATCH_BYTES = 20 << 10
+    KEPT_BYTES = 1 << 20
+
 
 
 cdef inline void pool_pixels(
@@ -30,8 +38,7 @@ cdef inline void pool_pixels(
     w.code_run = p.argmax.step_w
     if p.average:
         p.kernels.sum_window(
-            pixel(&p.y, n, 0, i, j), x, &w, row_divisor(p, i) * column_divisor(p, j),
-            NULL)
+            pixel(&p.y, n, 0, i, j), x, &w, row_divisor(p, i) * column_divisor(p, j))
         return
     if p.argmax.data != NULL:
         argmax = pixel(&p.argmax, n, 0, i, j)
@@ -67,59 +74,107 @@ cdef inline void pool_row(const pooling *p, isize n, isize i) noexcept nogil:
         pool_pixels(p, n, i, j, 1)
 
 
-cdef inline isize forward_pitch(const pooling *p) noexcept nogil:
-    """Columns of a padded row: what the windows of all output columns touch."""
-    cdef const pool_geometry *g = &p.g
+# --- planes -------------------------------------------------------------------------
+#
+# Windows that overlap from row to row share what is kept of a row of pixels: it is
+# reduced along the windows' columns once, then the kept rows along the windows' rows.
+# Of equal maxima the first of a row, then of the rows, is first in row-major order.
+
+
+cdef inline isize columns_touched(const pool_geometry *g) noexcept nogil:
+    """Columns, with padding, that the windows of all output columns touch."""
     return (g.out_w - 1) * g.stride_w + g.dilation_w * (g.s - 1) + 1
 
 
-cdef inline bint needs_copy(const pooling *p) noexcept nogil:
-    """Whether windows reach beyond the row, or the row has gaps."""
-    return (
-        p.g.left > 0 or forward_pitch(p) - p.g.left > p.g.w or p.x.step_w != 1)
+cdef inline isize rows_touched(const pool_geometry *g, isize outs) noexcept nogil:
+    """The same of so many output rows."""
+    return (outs - 1) * g.stride_h + g.dilation_h * (g.r - 1) + 1
 
 
-cdef inline void copy_row(
-    const pooling *p, isize n, isize c, isize y, char *to
-) noexcept nogil:
-    """Row y of the plane, with -inf (max) or 0 (mean) around it."""
-    cdef isize size = p.x.itemsize, pitch = forward_pitch(p), left = p.g.left
-    cdef isize used = min(p.g.w, pitch - left)
-    cdef double fill = 0.0 if p.average else -float_inf
-    p.kernels.fill_row(to, fill, left)
-    p.kernels.copy(
-        to + left * size, 1, 1, pixel(&p.x, n, c, y, 0), p.x.step_w, 1, used, 1)
-    p.kernels.fill_row(to + (left + used) * size, fill, pitch - left - used)
+cdef inline void plan_forward(pooling *p) noexcept nogil:
+    """What the tasks in planes copy and keep, and where in their scratch memory."""
+    cdef const pool_geometry *g = &p.g
+    cdef forward_rows *f = &p.forward
+    cdef isize lanes = p.kernels.lanes, row, size = p.x.itemsize
+    cdef isize tall = min(g.h, rows_touched(g, 1))
+    f.coded = p.argmax.data != NULL
+    f.pitch = columns_touched(g)
+    # windows reach beyond the row, or the row has gaps
+    f.copied = g.left > 0 or f.pitch - g.left > g.w or p.x.step_w != 1
+    f.width = ceil_div(g.out_w, lanes) * lanes
+    row = f.width * size * (2 if f.coded else 1)
+    f.kept = g.out_h > 1 and g.stride_h < rows_touched(g, 1) and tall * row < KEPT_BYTES
+    f.batch = p.rows_per_task
+    if f.copied or f.kept:
+        row = max(row if f.kept else 0, f.pitch * size if f.copied else 0)
+        f.batch = max(1, min(
+            f.batch, (BATCH_BYTES // row - rows_touched(g, 1)) // g.stride_h + 1))
+    f.values = f.codes = f.total = 0
+    if f.copied:
+        f.values = rows_touched(g, f.batch) * f.pitch * size
+        f.values = f.codes = f.total = (f.values + 63) // 64 * 64
+    if f.kept:
+        f.codes = f.total = f.values + rows_touched(g, f.batch) * f.width * size
+        if f.coded:
+            f.total += f.codes - f.values
 
 
 cdef extern from "<math.h>":
     double float_inf "INFINITY"
 
 
-cdef inline void pool_rows(
-    const pooling *p, isize n, isize c, isize i0, isize i1, char *scratch
+cdef inline void copy_pixels(
+    const pooling *p, isize n, isize c, isize y0, isize y1, char *to
 ) noexcept nogil:
-    """Planes: output rows [i0, i1) of one channel, each as one run."""
+    """Rows [y0, y1) of the plane, into rows with room at both ends."""
     cdef const pool_geometry *g = &p.g
-    cdef isize size = p.x.itemsize, pitch = forward_pitch(p)
-    cdef isize y0 = max(0, i0 * g.stride_h - g.top), y, i, top
-    cdef isize y1 = min(g.h, (i1 - 1) * g.stride_h - g.top
-                        + g.dilation_h * (g.r - 1) + 1)
-    cdef isize row = pitch, run
-    cdef bint copied = needs_copy(p)
+    cdef isize size = p.x.itemsize, used = min(g.w, p.forward.pitch - g.left)
+    to += g.left * size
+    if p.x.step_w == 1:
+        p.kernels.copy_rows(
+            to, p.forward.pitch * size, pixel(&p.x, n, c, y0, 0), p.x.step_h * size,
+            y1 - y0, used * size)
+    else:
+        p.kernels.copy(
+            to, p.forward.pitch, 1, pixel(&p.x, n, c, y0, 0), p.x.step_h,
+            p.x.step_w, y1 - y0, used)
+
+
+cdef inline void pool_batch(
+    const pooling *p, isize n, isize c, isize i0, isize i1, isize made, char *scratch
+) noexcept nogil:
+    """Output rows [i0, i1) of one channel; those before `made` are kept already."""
+    cdef const pool_geometry *g = &p.g
+    cdef const forward_rows *f = &p.forward
+    cdef isize size = p.x.itemsize, base = i0 * g.stride_h - g.top
+    cdef isize y0 = max(0, base, made), y, i, run
+    cdef isize y1 = min(g.h, base + rows_touched(g, i1 - i0))
+    cdef isize row = f.pitch, top, first = y0
     cdef span rows, whole = whole_windows(
         g.top, g.dilation_h, g.r, g.stride_h, g.h, g.out_h)
-    cdef cnn_window w
-    cdef const char *x
+    cdef const char *x = scratch
+    cdef const char *kept = NULL
     cdef char *argmax = NULL
-    if copied:
-        for y in range(y0, y1):
-            copy_row(p, n, c, y, scratch + (y - y0) * pitch * size)
-    else:
-        row = p.x.step_h
-    w.count, w.lane, w.cols = g.out_w, g.stride_w, g.s
-    w.first = p.first
-    w.col_step, w.code_row = g.dilation_w, g.s
+    cdef cnn_window w
+    if not f.copied:
+        x, row = pixel(&p.x, n, c, y0, 0), p.x.step_h
+    elif y1 > y0:
+        copy_pixels(p, n, c, y0, y1, scratch)
+    w.count, w.lane, w.cols, w.col_step = g.out_w, g.stride_w, g.s, g.dilation_w
+    w.first, w.code_row = p.first, g.s
+    if f.kept:
+        w.rows, w.row_step, w.code = 1, 0, 0
+        w.runs, w.x_run, w.y_run, w.code_run = y1 - y0, row, f.width, f.width
+        if p.average:
+            p.kernels.sum_plane(
+                scratch + f.values + (y0 - base) * f.width * size, x, &w, 1, NULL)
+        else:
+            p.kernels.max_plane(
+                scratch + f.values + (y0 - base) * f.width * size,
+                scratch + f.codes + (y0 - base) * f.width * size if f.coded else NULL,
+                <int> size, x, NULL, &w)
+        w.lane = w.cols = 1
+        first, row, x = base, f.width, scratch + f.values
     w.row_step, w.x_run = g.dilation_h * row, g.stride_h * row
     w.y_run, w.code_run = p.y.step_h, p.argmax.step_h
     i = i0
@@ -128,46 +183,65 @@ cdef inline void pool_rows(
         run = 1
         if i >= whole.first and i < whole.last:
             run = min(whole.last, i1) - i
-        w.runs = run
         top = i * g.stride_h - g.top
         rows = inside(top, g.dilation_h, g.r, g.h)
-        w.rows = rows.last - rows.first
-        w.code = rows.first * g.s
-        y = top + rows.first * g.dilation_h
-        if copied:
-            x = scratch + (y - y0) * pitch * size
-        else:
-            x = pixel(&p.x, n, c, y, 0)
+        w.runs, w.rows, w.code = run, rows.last - rows.first, rows.first * g.s
+        y = (top + rows.first * g.dilation_h - first) * row * size
         if p.average:
-            p.kernels.sum_window(
-                pixel(&p.y, n, c, i, 0), x, &w, row_divisor(p, i), p.divisors)
+            p.kernels.sum_plane(
+                pixel(&p.y, n, c, i, 0), x + y, &w, row_divisor(p, i), p.divisors)
         else:
-            if p.argmax.data != NULL:
+            if f.coded:
                 argmax = pixel(&p.argmax, n, c, i, 0)
-            p.kernels.max_window(
-                pixel(&p.y, n, c, i, 0), argmax, <int> p.argmax.itemsize, x, &w)
+                if f.kept:
+                    kept = scratch + f.codes + y if w.rows > 0 else NULL
+            p.kernels.max_plane(
+                pixel(&p.y, n, c, i, 0), argmax, <int> p.argmax.itemsize, x + y, kept,
+                &w)
         i += run
 
 
-cdef inline isize forward_scratch(const pooling *p) noexcept nogil:
+cdef inline void pool_rows(
+    const pooling *p, isize n, isize c, isize i0, isize i1, char *scratch
+) noexcept nogil:
+    """Output rows [i0, i1) of one channel, by batches."""
     cdef const pool_geometry *g = &p.g
-    cdef isize rows = (p.rows_per_task - 1) * g.stride_h + g.dilation_h * (g.r - 1) + 1
-    if p.channels_last or not needs_copy(p):
-        return 0
-    return rows * forward_pitch(p) * p.x.itemsize
+    cdef const forward_rows *f = &p.forward
+    cdef isize row = f.width * p.x.itemsize, i, end, shared, made = 0, used
+    while i0 < i1:
+        end = min(i0 + f.batch, i1)
+        pool_batch(p, n, c, i0, end, made, scratch)
+        if f.kept and end < i1:
+            # rows that the next batch begins with
+            i = (end - i0) * g.stride_h
+            used = rows_touched(g, end - i0)
+            shared = max(0, used - i)
+            made = i0 * g.stride_h - g.top + used
+            memmove(
+                scratch + f.values, scratch + f.values + i * row, shared * row)
+            if f.coded:
+                memmove(scratch + f.codes, scratch + f.codes + i * row, shared * row)
+        i0 = end
 
 
 cdef inline void forward_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const pooling *p = <const pooling *> job
     cdef const pool_geometry *g = &p.g
-    cdef isize plane = task // p.tasks_per_plane, i
+    cdef isize plane = task // p.tasks_per_plane * p.planes_per_task, i
+    cdef isize end = min(plane + p.planes_per_task, planes_of(p))
     cdef isize i0 = task % p.tasks_per_plane * p.rows_per_task
     cdef isize i1 = min(i0 + p.rows_per_task, g.out_h)
-    if not p.channels_last:
-        pool_rows(p, plane // g.c, plane % g.c, i0, i1, scratch)
-        return
-    for i in range(i0, i1):
-        pool_row(p, plane, i)
+    if not p.channels_last and p.forward.copied:
+        # around pixels lies what never wins, or adds nothing
+        p.kernels.fill_row(
+            scratch, 0.0 if p.average else -float_inf,
+            rows_touched(g, p.forward.batch) * p.forward.pitch)
+    for plane in range(plane, end):
+        if not p.channels_last:
+            pool_rows(p, plane // g.c, plane % g.c, i0, i1, scratch)
+            continue
+        for i in range(i0, i1):
+            pool_row(p, plane, i)
 
 
 cdef inline void large_plane(

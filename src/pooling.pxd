@@ -32,6 +32,14 @@ cdef struct place:
     isize count, window, tap, run
 
 
+# What a forward task in planes copies of the pixels, and keeps of their rows.
+cdef struct forward_rows:
+    bint copied, kept, coded
+    isize pitch, width                  # elements of a row, copied and kept
+    isize batch                         # output rows made at a stretch
+    isize values, codes, total          # bytes from the scratch's start
+
+
 # What a task in planes copies: the rows of errors that reach its pixels, and their
 # positions.
 cdef struct error_rows:
@@ -49,7 +57,8 @@ cdef struct pooling:
     bint channels_last
     bint average, include_pad
     isize divisor_override
-    isize rows_per_task, tasks_per_plane
+    isize rows_per_task, tasks_per_plane, planes_per_task
+    forward_rows forward
     # for each output column: code of its first pixel in the image (an integer of the
     # element's size), and its divisor
     void *tables                        # memory of what follows
@@ -146,9 +155,9 @@ cdef inline axis axis_of(
     a.size, a.before, a.dilation, a.taps = size, before, dilation, taps
     a.stride, a.outs = stride, outs
     a.tap_step = 1
-    while a.tap_step * dilation % stride:
+    while a.tap_step < taps and a.tap_step * dilation % stride:
         a.tap_step += 1
-    a.window_step = a.tap_step * dilation // stride
+    a.window_step = max(1, a.tap_step * dilation // stride)
     return a
 
 

@@ -1,103 +1,227 @@
-# Winograd's minimal filtering: m x m outputs from a patch of CNN_POINTS^2 pixels
-# with CNN_POINTS^2 products a channel instead of m^2 r^2. A task copies a band,
-# transforms its patches (V), multiplies them with the transformed weights (U) in
-# the tile kernel, point by point, and transforms the products back.
+# Winograd's minimal filtering: m outputs of a kernel of r taps from m + r - 1 pixels
+# (points), with as many products a channel instead of m * r, along rows, columns or
+# both. A task copies a band, transforms its patches (V), multiplies them with the
+# transformed weights (U) in the tile kernel, point by point, and transforms the
+# products back.
+#
+# A dilated kernel is an undilated one for each phase of the pixels: rows y0, y0 +
+# dilation, ... and columns x0, x0 + dilation, ... Rows of a phase are taken for an
+# image of their own. The phases of the columns stay together, so that copies run along
+# rows: a patch is wide enough for all of them, and there is one for each.
 
 from boxes cimport (
-    band_elements, band_of, box, box_at, box_grid, box_pixels, cut, fill_band, halve, tap_list,
+    band, band_of, box, box_at, box_grid, box_pixels, cut, fill_band, halve,
+    tap_list,
 )
 from correlate cimport (
-    aligned, bias_panel, clear_behind, correlation, move_sums, pack_block, panel,
+    aligned, bias_panel, clear_behind, correlation, move_pixels, pack_block, panel,
     width_of,
 )
 from geometry cimport ceil_div, image, pixel
 from kernels cimport (
-    CNN_LINEAR, CNN_POINTS, CNN_ZERO, cnn_kernels, cnn_tile, cnn_winograd, isize,
-    run_tile,
+    CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_tile, cnn_winograd, isize, run_tile,
 )
 
 cdef enum:
-    VALUES = CNN_POINTS * CNN_POINTS
     # Bounds of scratch memory, in bytes: transformed weights, a task's patches.
     WEIGHT_BYTES = 16 << 20
     PATCH_BYTES = 640 << 10
     LARGE_BYTES = 6 << 20
+    SCRATCH_BYTES = 8 << 20
+    # blocks that take their turn at each point
+    TOGETHER = 4
 
 
-cdef inline tap_list patch_taps(const tap_list *taps, isize m) noexcept nogil:
-    """A patch's pixels, as taps of outputs that lie m pixels apart."""
+cdef inline isize points_of(const cnn_winograd *f) noexcept nogil:
+    return f.rows * f.cols
+
+
+cdef inline isize phases_down(const tap_list *taps) noexcept nogil:
+    """The dilation of the rows."""
+    if taps.rows == 1:
+        return 1
+    return (taps.dy_max - taps.dy_min) // (taps.rows - 1)
+
+
+cdef inline isize phases_across(const tap_list *taps) noexcept nogil:
+    """The dilation of the columns."""
+    if taps.count == taps.rows:
+        return 1
+    return (taps.dx_max - taps.dx_min) // (taps.count // taps.rows - 1)
+
+
+cdef inline bint is_streamed(
+    const cnn_winograd *f, isize depth, isize outs, isize size
+) noexcept nogil:
+    """Whether the transformed weights are more than the second-level cache holds."""
+    return points_of(f) * depth * outs * size > 1 << 20
+
+
+cdef inline box_grid cut_patches(
+    const cnn_winograd *f, const tap_list *taps, const image *dst, isize patches
+) noexcept nogil:
+    """Cut the outputs into boxes of about this many patches."""
+    cdef isize down = phases_down(taps), across = phases_across(taps)
+    return cut(
+        dst.n * down, ceil_div(ceil_div(dst.h, down), f.out_rows),
+        ceil_div(dst.w, f.out_cols * across), max(1, patches // across))
+
+
+cdef inline isize along(isize size, isize dilation, isize outputs) noexcept nogil:
+    """Patches of `outputs` along one side of an image, in all phases."""
+    cdef isize longer = size % dilation
+    return (
+        longer * ceil_div(ceil_div(size, dilation), outputs)
+        + (dilation - longer) * ceil_div(size // dilation, outputs))
+
+
+cdef inline isize count_patches(
+    const cnn_winograd *f, const tap_list *taps, const image *dst
+) noexcept nogil:
+    return (
+        dst.n * along(dst.h, phases_down(taps), f.out_rows)
+        * along(dst.w, phases_across(taps), f.out_cols))
+
+
+cdef inline tap_list patch_taps(
+    const tap_list *taps, const cnn_winograd *f
+) noexcept nogil:
+    """The pixels of the patches of all phases of columns, as taps of a place."""
     cdef tap_list patch
-    patch.count, patch.wide, patch.rows = VALUES, CNN_POINTS, CNN_POINTS
+    cdef isize across = phases_across(taps)
+    patch.rows, patch.wide = f.rows, f.cols * across
+    patch.count = patch.rows * patch.wide
     patch.dy = patch.dx = patch.row = patch.row_dy = NULL
-    patch.dy_min, patch.dy_max = taps.dy_min, taps.dy_min + CNN_POINTS - 1
-    patch.dx_min, patch.dx_max = taps.dx_min, taps.dx_min + CNN_POINTS - 1
-    patch.sy = patch.sx = m
+    patch.dy_min, patch.dy_max = taps.dy_min, taps.dy_min + patch.rows - 1
+    patch.dx_min, patch.dx_max = taps.dx_min, taps.dx_min + patch.wide - 1
+    patch.sy, patch.sx = f.out_rows, f.out_cols * across
     return patch
 
 
-cdef inline tap_list patch_corner() noexcept nogil:
+cdef inline tap_list patch_corner(const cnn_winograd *f) noexcept nogil:
     """A patch's pixels, as taps of its first pixel."""
     cdef tap_list patch
-    patch.count, patch.wide, patch.rows = VALUES, CNN_POINTS, CNN_POINTS
+    patch.count, patch.wide, patch.rows = points_of(f), f.cols, f.rows
     patch.dy = patch.dx = patch.row = patch.row_dy = NULL
     patch.dy_min = patch.dx_min = 0
-    patch.dy_max = patch.dx_max = CNN_POINTS - 1
+    patch.dy_max, patch.dx_max = f.rows - 1, f.cols - 1
     patch.sy = patch.sx = 1
     return patch
 
 
-cdef inline box patch_box(
-    const correlation *c, isize n, isize i, isize j
+# The rows of a phase of one image; row i of dst needs rows i + dy, ... of src.
+cdef struct phase:
+    image src, dst
+    isize dy
+
+
+cdef inline isize take_every(
+    char **data, isize *count, isize *step, isize size, isize first, isize every
 ) noexcept nogil:
-    """The source pixels of the patch whose first output is (i, j)."""
+    """See pixels first, first + every, ... alone; return where `first` is then."""
+    cdef isize at = (first % every + every) % every
+    data[0] += at * step[0] * size
+    count[0] = max(0, ceil_div(count[0] - at, every))
+    step[0] *= every
+    return (first - at) // every
+
+
+cdef inline phase phase_of(
+    const image *src, const image *dst, const tap_list *taps, isize index
+) noexcept nogil:
+    cdef phase p
+    cdef isize down = phases_down(taps), n = index // down, first = index % down
+    p.src, p.dst = src[0], dst[0]
+    p.src.n = p.dst.n = 1
+    p.src.data, p.dst.data = pixel(src, n, 0, 0, 0), pixel(dst, n, 0, 0, 0)
+    take_every(&p.dst.data, &p.dst.h, &p.dst.step_h, dst.itemsize, first, down)
+    p.dy = take_every(
+        &p.src.data, &p.src.h, &p.src.step_h, src.itemsize, first + taps.dy_min, down)
+    return p
+
+
+cdef inline void fill_phase(
+    char *to, const band *b, const box *where, tap_list *patch, isize dy,
+    const cnn_kernels *kernels, const image *src, isize channel, isize channels,
+) noexcept nogil:
+    """Copy what the patches of a box need of one phase, in its place in the band."""
+    cdef box one = where[0]
+    one.n0, one.n1 = 0, 1
+    patch.dy_max += dy - patch.dy_min
+    patch.dy_min = dy
+    fill_band(to, b, &one, patch, kernels, src, channel, channels)
+
+
+cdef inline void copy_patch(
+    char *to, const band *single, const cnn_winograd *f, const cnn_kernels *kernels,
+    image src, isize row, isize col, isize across, isize channel, isize channels,
+) noexcept nogil:
+    """Copy one patch, zeros where the image ends."""
+    cdef tap_list corner = patch_corner(f)
     cdef box b
-    b.n0, b.n1 = n, n + 1
-    b.i0, b.j0 = i + c.taps.dy_min, j + c.taps.dx_min
-    b.i1, b.j1 = b.i0 + CNN_POINTS, b.j0 + CNN_POINTS
-    return b
+    b.n0, b.n1, b.i0, b.i1 = 0, 1, row, row + 1
+    b.j0 = take_every(&src.data, &src.w, &src.step_w, src.itemsize, col, across)
+    b.j1 = b.j0 + 1
+    fill_band(to, single, &b, &corner, kernels, &src, channel, channels)
 
 
-cdef inline bint is_inside(const box *b, const image *src) noexcept nogil:
-    return b.i0 >= 0 and b.j0 >= 0 and b.i1 <= src.h and b.j1 <= src.w
+# Where the outputs of a patch go.
+cdef struct patch_end:
+    char *y
+    isize rows, cols
 
 
 # What a task's scratch holds, in bytes from its start; steps in elements.
 cdef struct winograd_space:
-    isize rows, channels                # patches and channels, rounded up
+    isize patches, rows, channels       # at most; the latter ones rounded up
     isize values_step, products_step    # from point to point
     isize together                      # blocks that are multiplied point by point
-    isize values, products, a, c, tile, total
+    isize tile_step                     # from phase to phase
+    isize values, products, a, c, ends, tile, total
 
 
 cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogil:
     cdef winograd_space w
+    cdef const cnn_winograd *f = c.winograd
     cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, lanes = c.kernels.lanes
-    cdef isize patches = box_pixels(&c.grid), m = c.winograd.m
-    w.rows = ceil_div(patches, mr) * mr
+    cdef isize across = phases_across(&c.taps)
+    w.patches = box_pixels(&c.grid) * across
+    w.rows = ceil_div(w.patches, mr) * mr
     w.channels = ceil_div(c.depth, lanes) * lanes
     # a vector more, so that no two points fall on the same cache sets
-    w.values_step = patches * w.channels + lanes
+    w.values_step = w.patches * w.channels + lanes
     w.products_step = w.rows * c.block + lanes
-    w.together = ceil_div(c.block1 - c.block0, c.splits) if c.streamed else 1
+    w.together = min(TOGETHER, c.blocks) if c.streamed else 1
+    w.tile_step = (
+        c.grid.box_h * f.out_rows * c.grid.box_w * f.out_cols * across * c.block)
     # vectors of the last pixel's channels reach beyond the band
     w.values = aligned(size * (lanes + c.around.image_step * (
         c.grid.box_n if c.banded else 1)))
-    w.products = w.values + aligned(VALUES * w.values_step * size)
-    w.a = w.products + aligned(w.together * VALUES * w.products_step * size)
+    w.products = w.values + aligned(points_of(f) * w.values_step * size)
+    w.a = w.products + aligned(w.together * points_of(f) * w.products_step * size)
     w.c = w.a + aligned(w.rows * <isize> sizeof(void *))
-    w.tile = w.c + aligned(w.rows * <isize> sizeof(void *))
+    w.ends = w.c + aligned(w.rows * <isize> sizeof(void *))
+    w.tile = w.ends + aligned(w.patches * <isize> sizeof(patch_end))
     w.total = w.tile
     if not c.direct:
-        w.total += aligned(patches * m * m * c.block * size)
+        w.total += aligned(c.grid.box_n * w.tile_step * size)
     return w
 
 
 cdef inline isize winograd_panel_bytes(const correlation *c) noexcept nogil:
-    return VALUES * c.depth * c.block * c.kernels.itemsize
+    return points_of(c.winograd) * c.depth * c.block * c.kernels.itemsize
 
 
 cdef inline isize winograd_pack_bytes(const correlation *c) noexcept nogil:
     return c.taps.count * c.depth * c.block * c.kernels.itemsize
+
+
+cdef inline const char *point_of_panel(
+    const correlation *c, isize group, isize block, isize point
+) noexcept nogil:
+    """The transformed weights of a block at one point."""
+    return panel(c, group, block) + c.kernels.itemsize * (
+        point * c.depth * width_of(c, block))
 
 
 cdef inline void winograd_pack_task(
@@ -117,59 +241,110 @@ cdef inline void winograd_pack_task(
         c.winograd.weight(to + d * width * size, c.depth * width, taps, width)
 
 
+cdef inline box outputs_of(
+    const correlation *c, const box *where, const phase *here
+) noexcept nogil:
+    """The outputs of a box of patches, of one phase."""
+    cdef const cnn_winograd *f = c.winograd
+    cdef isize wide = f.out_cols * phases_across(&c.taps)
+    cdef box b
+    b.n0, b.n1 = 0, 1
+    b.i0, b.i1 = where.i0 * f.out_rows, min(where.i1 * f.out_rows, here.dst.h)
+    b.j0, b.j1 = where.j0 * wide, min(where.j1 * wide, here.dst.w)
+    return b
+
+
+cdef inline isize transform_patches(
+    const correlation *c, const winograd_space *w, const box *where, isize group,
+    char *scratch,
+) noexcept nogil:
+    """Transform the patches of a box: V, and where the outputs of each go."""
+    cdef const cnn_kernels *kernels = c.kernels
+    cdef const cnn_winograd *f = c.winograd
+    cdef isize size = kernels.itemsize, across = phases_across(&c.taps), wide
+    cdef isize n, i, j, row, col, p = 0, step_row, step_col
+    cdef const void **a = <const void **> (scratch + w.a)
+    cdef patch_end *ends = <patch_end *> (scratch + w.ends)
+    cdef tap_list patch = patch_taps(&c.taps, f)
+    cdef phase here
+    cdef box outputs
+    cdef char *x
+    cdef char *copied
+    cdef char *tile
+    wide = (f.cols - 1) * across
+    for n in range(where.n0, where.n1):
+        here = phase_of(&c.src, &c.dst, &c.taps, n)
+        outputs = outputs_of(c, where, &here)
+        if outputs.i0 >= outputs.i1:
+            continue
+        copied = scratch + (n - where.n0) * c.around.image_step * size
+        tile = scratch + w.tile + (n - where.n0) * w.tile_step * size
+        if c.banded:
+            fill_phase(copied, &c.around, where, &patch, here.dy, kernels, &here.src,
+                       group * c.depth, c.depth)
+            clear_behind(copied, c.around.image_step, kernels)
+        for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
+            row = i * f.out_rows
+            for j in range(where.j0 * across, where.j1 * across):
+                col = j // across * f.out_cols * across + j % across
+                if col >= here.dst.w:
+                    continue
+                ends[p].rows = min(f.out_rows, here.dst.h - row)
+                ends[p].cols = min(f.out_cols, ceil_div(here.dst.w - col, across))
+                if c.direct:
+                    ends[p].y = pixel(&here.dst, 0, group * c.outs, row, col)
+                else:
+                    ends[p].y = tile + c.block * size * (
+                        (row - outputs.i0) * (outputs.j1 - outputs.j0)
+                        + col - outputs.j0)
+                step_row, step_col = c.around.row_step, c.around.channels
+                if c.banded:
+                    x = copied + size * (
+                        (row - outputs.i0) * step_row + (col - outputs.j0) * step_col)
+                    step_col *= across
+                elif (row + here.dy >= 0 and row + here.dy + f.rows <= here.src.h
+                        and col + c.taps.dx_min >= 0
+                        and col + c.taps.dx_min + wide < here.src.w):
+                    x = pixel(&here.src, 0, group * c.depth,
+                              row + here.dy, col + c.taps.dx_min)
+                    step_row = here.src.step_h
+                    step_col = here.src.step_w * across
+                else:
+                    x = scratch
+                    copy_patch(
+                        x, &c.around, f, kernels, here.src, row + here.dy,
+                        col + c.taps.dx_min, across, group * c.depth, c.depth)
+                a[p] = scratch + w.values + p * w.channels * size
+                f.input(
+                    <void *> a[p], w.values_step, x, step_row, step_col, c.depth)
+                p += 1
+    return p
+
+
 cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const correlation *c = <const correlation *> job
     cdef const cnn_kernels *kernels = c.kernels
     cdef const cnn_winograd *f = c.winograd
-    cdef isize mr = kernels.mr, size = kernels.itemsize
+    cdef isize mr = kernels.mr, size = kernels.itemsize, points = points_of(f)
+    cdef isize across = phases_across(&c.taps)
     cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0
     cdef isize split = task % c.splits
     cdef isize group = c.group0 + task // c.splits % groups
     cdef box where = box_at(&c.grid, task // c.splits // groups)
-    cdef tap_list patch = patch_taps(&c.taps, f.m)
-    cdef tap_list corner = patch_corner()
     cdef winograd_space w = winograd_space_of(c)
     cdef const void **a = <const void **> (scratch + w.a)
     cdef void **products = <void **> (scratch + w.c)
-    cdef isize patches = (
-        (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
+    cdef const patch_end *ends = <const patch_end *> (scratch + w.ends)
+    cdef isize patches = transform_patches(c, &w, &where, group, scratch)
     cdef isize padded = ceil_div(patches, mr) * mr
-    cdef isize n, i, j, p = 0, e, block, width, cols, first, last, at
-    cdef isize step_row, step_col
-    cdef box pixels = where
-    cdef box source
-    cdef char *y
+    cdef isize n, p, e, block, width, cols, first = 0, last, at
+    cdef isize step_row, step_col, step_block
+    cdef phase here
+    cdef box outputs
+    cdef const char *follows
     cdef cnn_tile q
-    if c.banded:
-        fill_band(scratch, &c.around, &where, &patch, kernels, &c.src,
-                  group * c.depth, c.depth)
-        clear_behind(scratch, band_elements(&c.grid, &c.around), kernels)
-    for n in range(where.n0, where.n1):
-        for i in range(where.i0, where.i1):
-            for j in range(where.j0, where.j1):
-                a[p] = scratch + w.values + p * w.channels * size
-                step_row, step_col = c.around.row_step, c.around.channels
-                source = patch_box(c, n, i * f.m, j * f.m)
-                if c.banded:
-                    y = scratch + size * (
-                        (n - where.n0) * c.around.image_step
-                        + (i - where.i0) * f.m * step_row
-                        + (j - where.j0) * f.m * step_col)
-                elif is_inside(&source, &c.src):
-                    y = pixel(&c.src, n, group * c.depth, source.i0, source.j0)
-                    step_row, step_col = c.src.step_h, c.src.step_w
-                else:
-                    y = scratch
-                    source.i1, source.j1 = source.i0 + 1, source.j0 + 1
-                    fill_band(y, &c.around, &source, &corner, kernels, &c.src,
-                              group * c.depth, c.depth)
-                f.input(
-                    <void *> a[p], w.values_step, y, step_row, step_col, c.depth)
-                p += 1
     for p in range(patches, padded):
         a[p] = a[0]
-    pixels.i0, pixels.i1 = where.i0 * f.m, min(where.i1 * f.m, c.dst.h)
-    pixels.j0, pixels.j1 = where.j0 * f.m, min(where.j1 * f.m, c.dst.w)
     q.start, q.activation, q.next = CNN_ZERO, CNN_LINEAR, NULL
     q.a_at = NULL
     q.batches, q.depth = 1, c.depth
@@ -177,75 +352,82 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     q.c = products
     for p in range(padded):
         products[p] = scratch + w.products + p * c.block * size
+    step_col, step_block = across * c.block, 0
+    step_row = c.block * (
+        min(where.j1 * f.out_cols * across, c.dst.w) - where.j0 * f.out_cols * across)
+    if c.direct:
+        step_row = c.dst.step_h * phases_down(&c.taps)
+        step_col = c.dst.step_w * across
+        step_block = c.block * c.dst.step_c * size
     last = c.block0 + split * count // c.splits
     for block in range(last, c.block0 + (split + 1) * count // c.splits):
         if block == last:
             # V[patches x depth] . U[depth x block] -> products, point by point
             first = block
             last = min(block + w.together, c.block0 + (split + 1) * count // c.splits)
-            for e in range(VALUES):
+            for e in range(points):
                 for at in range(first, last):
                     width = width_of(c, at)
                     q.cols = q.b_step = width
-                    q.b = panel(c, group, at) + e * c.depth * width * size
+                    q.b = point_of_panel(c, group, at, e)
                     q.a_from = e * w.values_step
-                    q.c_move = ((at - first) * VALUES + e) * w.products_step
+                    q.c_move = ((at - first) * points + e) * w.products_step
+                    # while tiles are computed, the next panel comes from memory
+                    follows = NULL
+                    if c.streamed and at + 1 < last:
+                        follows = point_of_panel(c, group, at + 1, e)
+                    elif c.streamed and e + 1 < points:
+                        follows = point_of_panel(c, group, first, e + 1)
                     for p in range(padded // mr):
+                        q.next = NULL
+                        if follows != NULL and p * 64 < width * size:
+                            q.next = follows + p * c.depth * 64
                         q.a = a + p * mr
                         q.c = products + p * mr
                         q.rows = min(mr, patches - p * mr)
                         run_tile(kernels, &q, width)
         cols = min(width_of(c, block), c.outs - block * c.block)
-        p = 0
+        for p in range(patches):
+            f.output(
+                ends[p].y + block * step_block, step_row, step_col,
+                ends[p].rows, ends[p].cols, cols,
+                <char *> products[p] + (block - first) * points * w.products_step * size,
+                w.products_step, bias_panel(c, group, block), c.activation)
+        if c.direct:
+            continue
         for n in range(where.n0, where.n1):
-            for i in range(where.i0, where.i1):
-                for j in range(where.j0, where.j1):
-                    if c.direct:
-                        y = pixel(&c.dst, n, group * c.outs + block * c.block,
-                                  i * f.m, j * f.m)
-                        step_row, step_col = c.dst.step_h, c.dst.step_w
-                    else:
-                        step_col = c.block
-                        step_row = (pixels.j1 - pixels.j0) * step_col
-                        y = scratch + w.tile + size * (
-                            ((n - where.n0) * (pixels.i1 - pixels.i0)
-                             + (i - where.i0) * f.m) * step_row
-                            + (j - where.j0) * f.m * step_col)
-                    f.output(
-                        y, step_row, step_col,
-                        min(f.m, c.dst.h - i * f.m), min(f.m, c.dst.w - j * f.m),
-                        cols,
-                        <char *> products[p] + (
-                            (block - first) * VALUES * w.products_step * size),
-                        w.products_step,
-                        bias_panel(c, group, block), c.activation)
-                    p += 1
-        if not c.direct:
-            move_sums(c, &pixels, group * c.outs + block * c.block, cols,
-                      scratch + w.tile, c.block, 1, False)
+            here = phase_of(&c.src, &c.dst, &c.taps, n)
+            outputs = outputs_of(c, &where, &here)
+            if outputs.i0 < outputs.i1:
+                move_pixels(
+                    kernels, &here.dst, &outputs, group * c.outs + block * c.block,
+                    cols, scratch + w.tile + (n - where.n0) * w.tile_step * size,
+                    c.block, 1, False)
 
 
 cdef inline void plan_winograd(correlation *c) noexcept nogil:
     """Choose the patches of a task from the geometry alone."""
-    cdef isize m = c.winograd.m, size = c.kernels.itemsize, mr = c.kernels.mr
-    cdef isize rows = ceil_div(c.dst.h, m), cols = ceil_div(c.dst.w, m)
+    cdef const cnn_winograd *f = c.winograd
+    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, points = points_of(f)
     cdef isize channels = ceil_div(c.depth, c.kernels.lanes) * c.kernels.lanes
-    cdef isize patches = PATCH_BYTES // (VALUES * channels * size) // mr * mr
-    cdef tap_list patch = patch_taps(&c.taps, m)
+    cdef isize patches = PATCH_BYTES // (points * channels * size) // mr * mr
+    cdef isize all_patches = count_patches(f, &c.taps, &c.dst)
+    cdef isize across = phases_across(&c.taps)
+    cdef tap_list patch = patch_taps(&c.taps, f)
     cdef box_grid single
-    # Weights beyond the second-level cache stream past the patches: then more
-    # patches share them, and all blocks take their turn at each point.
-    c.streamed = VALUES * c.depth * c.outs * size > 1 << 20
+    # Weights that stream past the patches: then more patches share them, and some
+    # blocks take their turn at each point.
+    c.streamed = is_streamed(f, c.depth, c.outs, size)
     if c.streamed:
-        patches = LARGE_BYTES // (
-            VALUES * (channels + min(c.outs, WEIGHT_BYTES // (
-                VALUES * c.depth * size)) + c.block) * size)
-        patches = min(patches, 112) // mr * mr
+        patches = min(112, LARGE_BYTES // (
+            points * (channels + min(c.outs, TOGETHER * c.block)) * size))
+        if across == 1:     # phases fill tiles as they come
+            patches = patches // mr * mr
     patches = min(max(patches, 2 * mr), max(2 * mr, ceil_div(
-        c.dst.n * rows * cols // (2 if c.streamed else 8), mr) * mr))
+        all_patches // (2 if c.streamed else 8), mr) * mr))
     c.depth_now = c.depth
     c.panel_bytes = winograd_panel_bytes(c)
-    c.grid = cut(c.dst.n, rows, cols, patches)
+    c.grid = cut_patches(f, &c.taps, &c.dst, patches)
     # channels last, patches are read where they lie; but vectors of the last pixel's
     # channels must not reach beyond the image
     c.banded = c.src.step_c != 1 or c.depth % c.kernels.lanes != 0
@@ -253,5 +435,8 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
         c.around = band_of(&c.grid, &patch, c.depth)
     else:
         single = cut(1, 1, 1, 1)
-        patch = patch_corner()
+        patch = patch_corner(f)
         c.around = band_of(&single, &patch, c.depth)
+    while winograd_space_of(c).total > SCRATCH_BYTES and halve(&c.grid, 1):
+        if c.banded:
+            c.around = band_of(&c.grid, &patch, c.depth)

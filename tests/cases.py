@@ -218,10 +218,26 @@ CONV_CASES = {
     "depthwise, uneven taps": ConvCase(
         2, 3, 11, 37, 3, 2, 4, (1, 3), (0, 2), dilation=(2, 1), groups=3
     ),
+    "4 channels a group": ConvCase(2, 24, 9, 31, 24, 3, 3, padding=1, groups=6),
+    "2 channels a group, stride 2": ConvCase(2, 38, 9, 16, 38, 3, 3, 2, 1, groups=19),
+    "8 channels a group, uneven taps": ConvCase(
+        1, 24, 11, 13, 24, 2, 3, (1, 3), (0, 2), dilation=(2, 1), groups=3
+    ),
     "depth multiplier": ConvCase(2, 5, 8, 8, 10, 3, 3, padding=1, groups=5),
     "no images": ConvCase(0, 3, 8, 8, 4, 3, 3, padding=1),
     "wide enough for minimal filtering": ConvCase(2, 33, 13, 14, 35, 3, 3, padding=1),
     "5x5 minimal filtering": ConvCase(2, 17, 12, 15, 34, 5, 5, padding=2),
+    "dilated minimal filtering": ConvCase(
+        2, 17, 26, 21, 34, 3, 3, padding=(3, 1), dilation=(3, 2)
+    ),
+    "1x7 minimal filtering": ConvCase(3, 33, 14, 17, 50, 1, 7, padding=(0, 3)),
+    "7x1 minimal filtering": ConvCase(3, 48, 17, 14, 35, 7, 1, padding=(3, 0)),
+    "1x5 minimal filtering": ConvCase(
+        2, 40, 15, 25, 34, 1, 5, padding=(0, 4), dilation=(1, 3)
+    ),
+    "5x1 minimal filtering": ConvCase(2, 34, 16, 14, 49, 5, 1),
+    "1x3 minimal filtering": ConvCase(3, 50, 12, 16, 65, 1, 3, padding=(0, 2)),
+    "3x1 minimal filtering": ConvCase(5, 66, 8, 13, 49, 3, 1, padding=(1, 0)),
     "many channels": ConvCase(1, 130, 5, 6, 70, 3, 3, padding=1),
     "large batch of small images": ConvCase(40, 3, 3, 3, 5, 3, 3, padding=1),
     "1x1, pixels in place": ConvCase(3, 32, 9, 11, 48, 1, 1),
@@ -272,11 +288,14 @@ def settings_of_a_case():
     )
 
 
+KINDS = ["plain", "plain", "wide", "groups", "few a group", "depthwise"]
+
+
 @st.composite
 def conv_cases(draw) -> ConvCase:
     """Every kind of convolution, small; some with enough channels for wide kernels."""
     setting = draw(settings_of_a_case())
-    kind = draw(st.sampled_from(["plain", "plain", "wide", "groups", "depthwise"]))
+    kind = draw(st.sampled_from(KINDS))
     if kind == "plain":
         groups, c, k = 1, draw(_sizes(9)), draw(_sizes(9))
     elif kind == "wide":
@@ -284,6 +303,9 @@ def conv_cases(draw) -> ConvCase:
     elif kind == "groups":
         groups = draw(st.integers(2, 5))
         c, k = groups * draw(_sizes(4)), groups * draw(_sizes(4))
+    elif kind == "few a group":
+        groups = draw(st.integers(2, 9))
+        c = k = groups * draw(st.sampled_from([2, 4, 8]))
     else:
         groups = c = k = draw(_sizes(40))
     if kind == "wide" and draw(st.booleans()):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import CONV_CASES
 
 import cnn_ext
 from cnn_ext import _runtime
@@ -28,6 +29,34 @@ def test_each_kind_of_geometry_gets_its_algorithm():
     assert chosen(*few, padding=1, stride=2)[:2] == ["columns"] * 2
     strided = chosen(*depthwise, groups=64, stride=2)
     assert strided == ["depthwise-planes", "planes", "depthwise-planes"]
+    few = chosen((8, 64, 28, 28), (64, 4, 3, 3), groups=16, channels_last=True)
+    assert few == ["grouped", "grouped", "planes"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_minimal_filtering_is_for_these_geometries(channels_last):
+    def named(shape, weight, **options):
+        return chosen(shape, weight, channels_last=channels_last, **options)
+
+    for name, case in CONV_CASES.items():
+        if "minimal filtering" in name:
+            g = case.geometry
+            shapes = (g.n, g.c, g.h, g.w), (g.k, g.c, g.r, g.s)
+            assert named(*shapes, **case.options) == ["winograd"] * 3, name
+    wide = (2, 64, 65, 65)
+    assert named(wide, (64, 64, 3, 3), dilation=4, padding=4) == ["winograd"] * 3
+    # a phase has two pixels, or three; the patches are more than the outputs
+    small = named((8, 64, 33, 33), (64, 64, 3, 3), dilation=12, padding=12)
+    assert small == ["direct"] * 3
+    # transforming many weights costs more than few patches save
+    few = named((2, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    assert few[0] != "winograd"
+    few = named((1, 384, 8, 8), (384, 384, 1, 3), padding=(0, 1))
+    assert few[0] != "winograd"
+    # no other kernels
+    assert named(wide, (64, 64, 2, 2)) == ["direct"] * 3
+    assert named(wide, (64, 64, 3, 5)) == ["direct"] * 3
+    assert named(wide, (64, 64, 1, 9)) == ["direct"] * 3
 
 
 def test_strict_precision_sums_directly():
@@ -71,13 +100,14 @@ def test_accuracy_against_float64(precision, bound, size):
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("size", [3, 7])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_depthwise_ends_with_its_activation(channels_last, size, activation):
+@pytest.mark.parametrize("depth", [1, 4])
+def test_depthwise_ends_with_its_activation(depth, channels_last, size, activation):
     rng = np.random.default_rng(9)
     x = 4 * rng.standard_normal((2, 20, 13, 40), np.float32)
     if channels_last:
         x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    w = rng.standard_normal((20, 1, size, size), np.float32)
-    y = F.conv2d(x, w, groups=20)
+    w = rng.standard_normal((20, depth, size, size), np.float32)
+    y = F.conv2d(x, w, groups=20 // depth)
     expected = np.where(y <= 0, 0, y)
     if activation == "relu6":
         expected[expected > 6] = 6
@@ -85,7 +115,7 @@ def test_depthwise_ends_with_its_activation(channels_last, size, activation):
         before = _runtime.kernel_set()
         _runtime.use_kernel_set(kernel_set)
         try:
-            ended = F.conv2d(x, w, groups=20, activation=activation)
+            ended = F.conv2d(x, w, groups=20 // depth, activation=activation)
         finally:
             _runtime.use_kernel_set(before)
         np.testing.assert_allclose(ended, expected, rtol=1e-4, atol=1e-4)

@@ -174,12 +174,23 @@ def test_single_image_is_a_batch_of_one(name, kernel_set):
 @pytest.mark.parametrize("order", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("size", "channels", "filters", "kernel"),
-    [(28, 64, 64, 3), (14, 256, 40, 3), (9, 20, 130, 3), (20, 33, 64, 5)],
+    [
+        (28, 64, 64, (3, 3)),
+        (14, 256, 40, (3, 3)),
+        (9, 20, 130, (3, 3)),
+        (20, 33, 64, (5, 5)),
+        (17, 256, 32, (1, 7)),
+        (17, 40, 100, (7, 1)),
+        (20, 128, 32, (1, 5)),
+        (20, 33, 64, (5, 1)),
+        (15, 256, 32, (1, 3)),
+        (16, 20, 130, (3, 1)),
+    ],
 )
 def test_precision_is_as_promised(size, channels, filters, kernel, order, kernel_set):
     """What set_precision says of the error, relative to the norm of the result."""
     case = ConvCase(
-        2, channels, size, size + 1, filters, kernel, kernel, padding="same", bias=False
+        2, channels, size, size + 1, filters, *kernel, padding="same", bias=False
     )
     plain = arrays(case, cases.normals)
     expected = passes(reference, case, *plain)

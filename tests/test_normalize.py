@@ -123,6 +123,71 @@ def test_without_parameters_and_with_a_residual(order, dtype, kernel_set):
             assert_near(place, expected, 60 * np.finfo(dtype).eps)
 
 
+@DTYPES
+@ORDERS
+def test_errors_are_joined_and_stopped_as_they_are_summed(order, dtype, kernel_set):
+    for shape in ((3, 19, 8, 9), (2, 37, 31, 33), (1, 2, 150, 151)):
+        x, one, weight, bias = problem(shape, dtype, order)
+        rng = np.random.default_rng(1)
+        two, residual = (
+            lay_out((2 * rng.standard_normal(shape)).astype(dtype), order)
+            for _ in range(2)
+        )
+        for activation in ACTIVATIONS:
+            y, stats = np.empty_like(x), np.empty((5, shape[1]))
+            _normalize.train(x, weight, bias, y, stats, 1e-5, activation, residual)
+            for more in (None, two):
+                if more is None and not activation:
+                    continue  # then grad_y is the error
+                given = one if more is None else one + more
+                stopped = y <= 0 if activation else np.zeros(shape, bool)
+                stopped |= (y >= 6) if activation == 2 else False
+                error = lay_out(np.where(stopped, 0, given).astype(dtype), order)
+                expected, wanted = np.empty_like(x), np.empty((2, shape[1]), dtype)
+                _normalize.backward(error, x, stats, expected, *wanted)
+                for place in range(4 if more is None else 3):
+                    arrays = [one.copy(order="K"), None, y.copy(order="K")]
+                    arrays[1] = None if more is None else more.copy(order="K")
+                    free = np.full_like(x, np.nan)
+                    target = [free, arrays[0], arrays[1], arrays[2]][place]
+                    if target is None:
+                        continue
+                    grad_x = np.full_like(x, np.nan)
+                    grads = np.full((2, shape[1]), np.nan, dtype)
+                    _normalize.backward(
+                        arrays[0], x, stats, grad_x, *grads, activation,
+                        target, arrays[2] if activation else None, arrays[1],
+                    )  # fmt: skip
+                    assert_same_bits(target, error)
+                    assert_same_bits(grad_x, expected)
+                    assert_same_bits(grads, wanted)
+
+
+@DTYPES
+@ORDERS
+def test_what_goes_past_the_caches_is_the_same(order, dtype, kernel_set):
+    shape = (1, 64, 96, 100)  # over 2 MiB, of whole cache lines
+    x, residual, weight, bias = problem(shape, dtype, order)
+    mean, variance = np.zeros(64, dtype), np.ones(64, dtype)
+    for activation in ACTIVATIONS:
+        args = mean, variance, weight, bias
+        there = x.copy(order="K")
+        _normalize.infer(there, *args, there, 1e-5, activation, residual)
+        room = np.full(x.size + 64, np.nan, dtype)
+        start = -room.ctypes.data % 64 // x.itemsize
+        for at in (start, start + 1):
+            flat = room[at : at + x.size]
+            if order == "contiguous":
+                y = flat.reshape(shape)
+            else:
+                y = flat.reshape(1, 96, 100, 64).transpose(0, 3, 1, 2)
+            room[...] = np.nan
+            _normalize.infer(x, *args, y, 1e-5, activation, residual)
+            assert_same_bits(y, there)
+            assert np.isnan(room[:at]).all()
+            assert np.isnan(room[at + x.size :]).all()
+
+
 @ORDERS
 def test_statistics_do_not_cancel(order, kernel_set):
     """Means that are large, first rows that are no example of the others."""

@@ -128,7 +128,9 @@ def _residual():
     c = normed(b, 16)
     d = c + b + c
     e = ReLU6()(d + normed(d, 16))
-    return Model(x, normed(e, 3) + normed(e, 3, 1))
+    f = e + normed(e, 16, 1)  # three errors come back to it
+    g = ReLU()(normed(f, 16) + f)
+    return Model(x, normed(g, 3) + normed(g, 3, 1) + normed(f, 3, 1))
 
 
 def _chain(shape, *layers):

@@ -315,3 +315,22 @@ def test_only_windows_that_exist_must_hold_a_pixel():
     assert argmax.tolist() == [[[[3]]]]
     grad_x = F.max_pool2d_backward(y, argmax, x.shape, 2, **options)
     assert np.flatnonzero(grad_x).tolist() == [8]
+
+
+@pytest.mark.parametrize("stride", [2**31, 2**58 + 1])
+def test_a_stride_beyond_the_image_costs_nothing(stride):
+    """One window: a stride that no other window needs is not counted through."""
+    x = np.arange(36.0).reshape(2, 2, 9, 1)
+    window = {"kernel_size": (3, 1), "stride": stride}
+    y, argmax = F.max_pool2d(x, return_argmax=True, **window)
+    np.testing.assert_array_equal(y[..., 0, 0], x[:, :, 2, 0])
+    grad_x = F.max_pool2d_backward(y, argmax, x.shape, **window)
+    np.testing.assert_array_equal(grad_x[:, :, 2], y[:, :, 0])
+    y = F.avg_pool2d(x, **window)
+    grad_x = F.avg_pool2d_backward(y, x.shape, **window)
+    np.testing.assert_allclose(grad_x[:, :, :3, 0], np.repeat(y[..., 0] / 3, 3, 2))
+    assert not grad_x[:, :, 3:].any()
+    weight = np.ones((2, 2, 3, 1))
+    y = F.conv2d(x, weight, stride=stride)
+    assert F.conv2d_backward_input(y, weight, x.shape, stride=stride)[:, :, :3].all()
+    assert F.conv2d_backward_weight(y, x, weight.shape, stride=stride).all()

@@ -48,6 +48,7 @@ def operators(dtype: str, order: str) -> dict:
     conv("strided", (3, 21, 29, 31), (37, 21, 3, 3), stride=2, padding=1)
     conv("dilated", (3, 21, 29, 31), (37, 21, 3, 3), dilation=2)
     conv("groups", (3, 24, 29, 31), (36, 8, 3, 3), groups=3, padding=1)
+    conv("few a group", (4, 72, 33, 34), (72, 4, 3, 3), groups=18, padding=1)
     conv("depthwise", (4, 70, 33, 34), (70, 1, 3, 3), groups=70, padding=1)
     conv("1x1", (3, 65, 30, 31), (70, 65, 1, 1))
 

@@ -245,8 +245,9 @@ _WHY = {
     "columns": "one matrix product with the weights as they lie",
     "depthwise": "one channel a group: vectors are channels",
     "depthwise-planes": "one channel a group: vectors are columns of a row",
-    "winograd": "3x3 or 5x5 with stride 1 and 16 or more channels and filters: "
-    "minimal filtering on patches of 6x6 pixels",
+    "grouped": "2, 4 or 8 channels a group, as many out: vectors are channels",
+    "winograd": "3x3, 5x5, or 3, 5 or 7 taps along an axis, with stride 1 and enough "
+    "channels, filters and pixels: minimal filtering on patches of pixels",
 }
 
 

@@ -79,7 +79,8 @@ class Plan:
         self.turn = len(program.forward)
         self._everything = list(range(self.turn, len(self.steps)))
         self._for_parameters = self._needed(program.gradients.values())
-        self._parameters = _parameters(model, program)
+        # a frozen model's parameters are nobody else's: nothing to look after
+        self._parameters = [] if frozen else _parameters(model, program)
 
     def _needed(self, results: Any) -> list[int]:
         """The steps back without which these results would not come about."""

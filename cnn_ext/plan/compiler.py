@@ -43,8 +43,11 @@ def compiled(
 
     p.turn_back()
     p.grad_y = p.value((shape[0], *shapes[-1]), "gradient of y")
-    # of[i]: the error of value i, as far as the operations walked so far make it
+    # of[i]: the error of value i, as far as the operations walked so far make it;
+    # more[i]: a part of it that the operation which made i will add as it reads
     of: dict[int, Value] = {p.output: p.grad_y}
+    more: dict[int, Value] = {}
+    joining = {op.output for op, _ in walked if op.joins_errors}
     for op, back in reversed(walked):
         if op.output not in of:
             continue  # nothing before it learns
@@ -54,13 +57,19 @@ def compiled(
         arriving = of.pop(op.output)
         if op.output == p.output and isinstance(y, Value):
             arriving = p.in_order(arriving, y.last)
-        errors = back(arriving, wanted)
+        parts = [more.pop(op.output)] if op.output in more else []
+        errors = back(arriving, wanted, *parts)
         for i, asked, grad in zip(op.inputs, wanted, errors, strict=True):
             if not asked or grad is None:
                 continue
             grad = p.in_order(grad, values[i].last)
             # where paths join, errors add
-            of[i] = added(p, of[i], grad, grad.name) if i in of else grad
+            if i not in of:
+                of[i] = grad
+            elif i in joining and i not in more:
+                more[i] = grad
+            else:
+                of[i] = added(p, of[i], grad, grad.name)
     if input_gradient:
         p.grad_x = of[0]
     return p

@@ -66,6 +66,11 @@ class Operation:
     activation: Any = None
 
     @property
+    def joins_errors(self) -> bool:
+        """Whether its way back takes an error in two parts, and adds as it reads."""
+        return type(self.layer) is BatchNorm2d and len(self.inputs) == 2
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """All layers that it runs, in order."""
         parts = (self.layer, self.norm, self.activation)

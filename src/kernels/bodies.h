@@ -18,6 +18,11 @@
 #define TILE FN(half_tile2)
 #include "tile.h"
 #undef ROWS
+#define ROWS LOW_ROWS
+#define NV 3
+#define TILE FN(low_tile)
+#include "tile.h"
+#undef ROWS
 #define ROWS PLANE_ROWS_1
 #define NV PLANE_VECTORS_1
 #define TILE FN(plane_tile_1)
@@ -50,6 +55,7 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
 #include "row.h"
 #include "transpose.h"
 #include "depthwise.h"
+#include "grouped.h"
 #include "depthwise_planes.h"
 #define ROWS 1
 #define COLS DOT_COLS_1
@@ -103,22 +109,84 @@ static const cnn_gradient_kernel FN(gradient_tiles)[] = {
     {0, {0, 0}},
 };
 #if FLOAT_BITS == 32 /* double is for exactness: direct sums only */
+#define W(name) FN(name##_3x3)
+#define P 6
 #define R 3
-#define W(name) FN(name##_3)
+#define TALL 1
+#define WIDE 1
 #include "winograd.h"
-#undef R
-#undef W
+#define W(name) FN(name##_5x5)
+#define P 6
 #define R 5
-#define W(name) FN(name##_5)
+#define TALL 1
+#define WIDE 1
 #include "winograd.h"
-#undef R
-#undef W
-#define WINOGRAD_TABLE(r)                                                         \
-    {CNN_POINTS - r + 1,         r,                                               \
-     FN(winograd_input_##r),     FN(winograd_weight_##r),                         \
-     FN(winograd_output_##r),    FN(winograd_error_##r),                          \
-     FN(winograd_gradient_##r)}
-static const cnn_winograd FN(winograd)[] = {WINOGRAD_TABLE(3), WINOGRAD_TABLE(5)};
+#define W(name) FN(name##_1x3)
+#define P 8
+#define R 3
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_3x1)
+#define P 8
+#define R 3
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x5)
+#define P 8
+#define R 5
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_5x1)
+#define P 8
+#define R 5
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x7)
+#define P 8
+#define R 7
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_7x1)
+#define P 8
+#define R 7
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x3_small)
+#define P 6
+#define R 3
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_3x1_small)
+#define P 6
+#define R 3
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x7_large)
+#define P 10
+#define R 7
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_7x1_large)
+#define P 10
+#define R 7
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+static const cnn_winograd *const FN(winograd)[] = {
+    &FN(winograd_3x3), &FN(winograd_5x5), &FN(winograd_1x3), &FN(winograd_3x1),
+    &FN(winograd_1x5), &FN(winograd_5x1), &FN(winograd_1x7), &FN(winograd_7x1),
+    &FN(winograd_1x3_small), &FN(winograd_3x1_small),
+    &FN(winograd_1x7_large), &FN(winograd_7x1_large), 0,
+};
 #define WINOGRAD FN(winograd)
 #else
 #define WINOGRAD 0
@@ -136,10 +204,14 @@ static const cnn_kernels FN(kernels) = {
     .vectors = 2,
     .tile = FN(tiles),
     .half_tile = FN(half_tiles),
+    .low_tile = FN(low_tile),
+    .low_rows = LOW_ROWS,
     .plane_tile = FN(plane_tiles),
     .dot_tile = FN(dot_tiles),
     .gradient_tile = FN(gradient_tiles),
     .depthwise = FN(depthwise),
+    .grouped = FN(grouped),
+    .grouped_weights = FN(grouped_weights),
     .depthwise_gradient = FN(depthwise_gradient),
     .depthwise_plane = FN(depthwise_plane),
     .depthwise_plane_gradient = FN(depthwise_plane_gradient),
@@ -166,7 +238,9 @@ static const cnn_kernels FN(kernels) = {
     .row_times = FN(row_times),
     .row_outer = FN(row_outer),
     .max_window = FN(max_window),
+    .max_plane = FN(max_plane),
     .sum_window = FN(sum_window),
+    .sum_plane = FN(sum_plane),
     .max_backward = FN(max_backward),
     .max_scatter = FN(max_scatter),
     .sum_backward = FN(sum_backward),

@@ -2,6 +2,7 @@
 #define ISA avx2
 #define VBYTES 32
 #define MR 6
+#define LOW_ROWS 4
 #define PLANE_ROWS_1 1
 #define PLANE_VECTORS_1 8
 #define PLANE_ROWS_2 2

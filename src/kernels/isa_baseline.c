@@ -2,6 +2,7 @@
 #define ISA baseline
 #define VBYTES 16
 #define MR 5
+#define LOW_ROWS 3
 #define PLANE_ROWS_1 1
 #define PLANE_VECTORS_1 4
 #define PLANE_ROWS_2 2

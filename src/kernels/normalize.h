@@ -6,6 +6,13 @@
  * short; what writes goes through memory in its order, or stores wait for it. */
 #define TOGETHER 8
 
+/* Arrays come from far: x of the way back was written long ago. Asking for lines ahead,
+ * of the next eight rows or of what follows, takes 0.5 to 0.75 of the time of waiting
+ * for what the processor asks for by itself (19 MB: sums 3.0 ms -> 2.0, grad_x 3.0 ->
+ * 2.2), and no more where the arrays are in a near cache. */
+#define FETCH(p, ahead) __builtin_prefetch((p) + (ahead), 0, 3)
+#define AHEAD (2048 / (isize)sizeof(REAL))
+
 static inline VEC FN(coefficient)(const REAL *p, isize at, isize n, int each)
 {
     return each ? FN(load_some)(p + at, n) : FN(splat)(*p);
@@ -31,8 +38,10 @@ static void FN(centred_sums)(REAL *sums, REAL *squares, const REAL *x,
             VEC square = FN(load_some)(squares + at, n);
             if (rows >= TOGETHER) {
                 VEC d[TOGETHER], q[2];
-                UNROLL for (int k = 0; k < TOGETHER; k++)
+                UNROLL for (int k = 0; k < TOGETHER; k++) {
+                    FETCH(x + at, (k + TOGETHER) * cols);
                     d[k] = FN(load_some)(x + at + k * cols, n) - middle;
+                }
                 q[0] = d[0] * d[0], q[1] = d[1] * d[1];
                 UNROLL for (int k = 2; k < TOGETHER; k++) q[k & 1] += d[k] * d[k];
                 square += q[0] + q[1];
@@ -112,30 +121,39 @@ static void FN(moments)(double *mean, double *square, const void *x_, isize rows
                      total_squares);
 }
 
-/* y = a x + b, plus a residual, then the activation */
+/* y = a x + b, plus a residual, then the activation; `stream`: past the caches, for
+ * rows of whole vectors */
 static inline void FN(normalize_body)(REAL *y, const REAL *x, const REAL *residual,
                                       const REAL *a, const REAL *b, isize rows,
-                                      isize cols, int each, int activation)
+                                      isize cols, int each, int activation, int stream)
 {
     for (isize i = 0; i < rows; i++)
         for (isize at = 0; at < cols; at += LANES) {
             isize n = cols - at, place = i * cols + at;
             VEC scale = FN(coefficient)(a, at, n, each);
             VEC shift = FN(coefficient)(b, at, n, each);
+            FETCH(x + place, AHEAD);
             VEC v = FN(load_some)(x + place, n) * scale + shift;
             if (residual) v += FN(load_some)(residual + place, n);
-            FN(store_some)(y + place, FN(activated)(v, activation), n);
+            v = FN(activated)(v, activation);
+            if (stream)
+                FN(stream)(y + place, v);
+            else
+                FN(store_some)(y + place, v, n);
         }
+    if (stream) FN(streamed)();
 }
 
 static void FN(normalize)(void *y, const void *x, const void *residual, const void *a,
                           const void *b, isize rows, isize cols, int each,
-                          int activation)
+                          int activation, int stream)
 {
-    if (each)
-        FN(normalize_body)(y, x, residual, a, b, rows, cols, 1, activation);
+    if (each && stream)
+        FN(normalize_body)(y, x, residual, a, b, rows, cols, 1, activation, 1);
+    else if (each)
+        FN(normalize_body)(y, x, residual, a, b, rows, cols, 1, activation, 0);
     else
-        FN(normalize_body)(y, x, residual, a, b, rows, cols, 0, activation);
+        FN(normalize_body)(y, x, residual, a, b, rows, cols, 0, activation, stream);
 }
 
 /* the same of the errors, and of errors times x - mean */
@@ -150,6 +168,8 @@ static inline void FN(error_columns)(REAL *sums, REAL *products, const REAL *gra
             VEC scale = FN(load_some)(a + at, n), shift = FN(load_some)(b + at, n);
             VEC sum[2] = {{0}}, product[2] = {{0}};
             for (isize k = 0; k < high; k++) {
+                FETCH(x + at, (k + TOGETHER) * cols);
+                FETCH(grad_y + at, (k + TOGETHER) * cols);
                 VEC v = FN(load_some)(x + at + k * cols, n);
                 VEC e = FN(through)(FN(load_some)(grad_y + at + k * cols, n),
                                     v * scale + shift, activation);
@@ -220,6 +240,8 @@ static inline void FN(normalize_backward_body)(REAL *grad_x, const REAL *grad_y,
             VEC shift = FN(coefficient)(of + 2 * step, at, n, each);
             VEC level = FN(coefficient)(of + 3 * step, at, n, each);
             VEC slope = FN(coefficient)(of + 4 * step, at, n, each);
+            FETCH(x + place, AHEAD);
+            FETCH(grad_y + place, AHEAD);
             VEC v = FN(load_some)(x + place, n);
             VEC e = FN(through)(FN(load_some)(grad_y + place, n), v * scale + shift,
                                 activation);
@@ -239,4 +261,6 @@ static void FN(normalize_backward)(void *grad_x, const void *grad_y, const void 
         FN(normalize_backward_body)(grad_x, grad_y, x, of, step, rows, cols, 0,
                                     activation);
 }
+#undef AHEAD
+#undef FETCH
 #undef TOGETHER

@@ -9,14 +9,22 @@ static inline VEC FN(load_lanes)(const REAL *p, isize lane, isize n)
 {
     if (lane == 1) return n >= LANES ? FN(load)(p) : FN(load_part)(p, n);
     if (lane == 2) {
+        if (n >= LANES) return FN(even_end)(FN(load)(p), FN(load)(p + LANES - 1));
         isize all = 2 * n - 1;
-        if (all >= 2 * LANES) return FN(even)(FN(load)(p), FN(load)(p + LANES));
         if (all > LANES)
             return FN(even)(FN(load)(p), FN(load_part)(p + LANES, all - LANES));
         return FN(even)(all == LANES ? FN(load)(p) : FN(load_part)(p, all), (VEC){0});
     }
     VEC v = {0};
     for (isize i = 0; i < (n < LANES ? n : LANES); i++) v[i] = p[i * lane];
+    return v;
+}
+
+static inline IVEC FN(load_codes)(const IREAL *p, isize n)
+{
+    if (n >= LANES) return *(const IVEC *)p;
+    IVEC v = {0};
+    memcpy(&v, p, (size_t)n * sizeof(IREAL));
     return v;
 }
 
@@ -31,6 +39,9 @@ static inline void FN(store_codes)(void *to, int size, isize at, IVEC code, isiz
     } else if (size == 2) {
         FN(codes16) narrow = __builtin_convertvector(code, FN(codes16));
         memcpy(p, &narrow, (size_t)n * 2);
+    } else if (size == sizeof(IREAL)) {
+        if (n == LANES) memcpy(p, &code, sizeof code);
+        else memcpy(p, &code, (size_t)n * sizeof(IREAL));
     } else {
         FN(codes32) narrow = __builtin_convertvector(code, FN(codes32));
         memcpy(p, &narrow, (size_t)n * 4);
@@ -72,39 +83,43 @@ static inline FN(mask) FN(equal_codes)(const char *from, int size, isize at, isi
 /* How many vectors share the walk through a window */
 #define SOME 4
 
-/* The window of `some` vectors of outputs from `at` on, n lanes in the last one */
+/* The window of `some` vectors of outputs from `at` on, n lanes in the last one. With
+ * `kept`, pixels are the winners of a row, and these are their codes. */
 static inline __attribute__((always_inline)) void
-FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x,
-              const cnn_window *g, isize at, isize n, const int some)
+FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x, const IREAL *kept,
+              const cnn_window *g, isize at, isize n, const int some, const int coded,
+              const isize lane)
 {
     VEC best[SOME];
     IVEC winner[SOME];
     UNROLL for (int v = 0; v < some; v++) {
         best[v] = FN(splat)(-(REAL)INFINITY);
+        if (!coded) continue;
         winner[v] = (IVEC){0} + (IREAL)g->code;
-        if (g->first) {
-            IVEC first = {0};
-            isize lanes = n < LANES ? n : LANES;
-            memcpy(&first, (const IREAL *)g->first + at + v * LANES,
-                   (size_t)lanes * sizeof(REAL));
-            winner[v] += first;
-        }
+        /* what nothing wins goes to the first pixel */
+        const IREAL *first = kept ? kept : (const IREAL *)g->first;
+        if (first) winner[v] += FN(load_codes)(first + at + v * LANES, n);
     }
     for (isize r = 0; r < g->rows; r++) {
-        const REAL *row = x + at * g->lane + r * g->row_step;
+        isize from = at * lane + r * g->row_step;
         IVEC code = (IVEC){0} + (IREAL)(g->code + r * g->code_row);
-        for (isize s = 0; s < g->cols; s++, code += 1)
+        for (isize s = 0; s < g->cols; s++, from += g->col_step, code += 1)
             UNROLL for (int v = 0; v < some; v++) {
-                VEC value = FN(load_lanes)(
-                    row + s * g->col_step + v * LANES * g->lane, g->lane, n);
-                FN(mask) wins = FN(wins)(value, best[v]);
-                best[v] = FN(blend)(wins, value, best[v]);
-                winner[v] = FN(blend_codes)(wins, code, winner[v]);
+                isize pixel = from + v * LANES * lane;
+                VEC value = FN(load_lanes)(x + pixel, lane, n);
+                if (coded) {
+                    FN(mask) wins = FN(wins)(value, best[v]);
+                    IVEC here = code;
+                    if (kept) here += FN(load_codes)(kept + pixel, n);
+                    best[v] = FN(blend)(wins, value, best[v]);
+                    winner[v] = FN(blend_codes)(wins, here, winner[v]);
+                } else
+                    best[v] = FN(larger)(value, best[v]);
             }
     }
     UNROLL for (int v = 0; v < some; v++) {
         FN(store_some)(y + at + v * LANES, best[v], n);
-        if (argmax) FN(store_codes)(argmax, argmax_size, at + v * LANES, winner[v], n);
+        if (coded) FN(store_codes)(argmax, argmax_size, at + v * LANES, winner[v], n);
     }
 }
 
@@ -119,81 +134,155 @@ FN(max_block)(REAL *y, void *argmax, int argmax_size, const REAL *x,
         if (at < count) BLOCK(at, count - at, 1);                                 \
     } while (0)
 
-/* y = the first maximum of each window in row-major order; NaN wins, the last one */
+/* The same for rows of a plane: all runs of a block, which are streams of memory side
+ * by side, before the next; the last vector ends with the row, if that is long enough,
+ * and makes some outputs again */
+#define WALK_PLANE(count)                                                         \
+    do {                                                                          \
+        isize at = 0;                                                             \
+        for (; at + SOME * LANES <= count; at += SOME * LANES)                    \
+            RUNS BLOCK(at, LANES, SOME);                                          \
+        for (; at + LANES <= count; at += LANES) RUNS BLOCK(at, LANES, 1);        \
+        if (at < count && count >= LANES)                                         \
+            RUNS BLOCK(count - LANES, LANES, 1);                                  \
+        else if (at < count)                                                      \
+            RUNS BLOCK(at, count - at, 1);                                        \
+    } while (0)
+#define RUNS for (isize i = 0; i < g->runs; i++)
+
+/* y = the first maximum of each window in row-major order; NaN wins, the last one.
+ * Lanes are channels, runs neighbouring pixels. */
 static void FN(max_window)(void *y_, void *argmax_, int argmax_size, const void *x_,
                            const cnn_window *g)
 {
-    for (isize i = 0; i < g->runs; i++) {
+    RUNS {
         REAL *y = (REAL *)y_ + i * g->y_run;
         const REAL *x = (const REAL *)x_ + i * g->x_run;
         char *argmax = argmax_ ? (char *)argmax_ + i * g->code_run * argmax_size : 0;
-        if (g->lane == 1) {
 #define BLOCK(at, n, some)                                                        \
-    FN(max_block)(y, argmax, argmax_size, x, &w, at, n, some)
-            cnn_window w = *g;
-            w.lane = 1;
-            WALK(g->count);
-        } else if (g->lane == 2) {
-            cnn_window w = *g;
-            w.lane = 2;
+    FN(max_block)(y, argmax, argmax_size, x, 0, g, at, n, some, 1, 1)
+        if (argmax)
             WALK(g->count);
 #undef BLOCK
-        } else {
-#define BLOCK(at, n, some)                                                        \
-    FN(max_block)(y, argmax, argmax_size, x, g, at, n, some)
+#define BLOCK(at, n, some) FN(max_block)(y, 0, 0, x, 0, g, at, n, some, 0, 1)
+        else
             WALK(g->count);
 #undef BLOCK
-        }
     }
+}
+
+/* The same where lanes are columns and runs are rows of a plane; `kept` (or NULL) are
+ * the codes of x, which were made by a call for single rows. */
+static void FN(max_plane)(void *y, void *argmax, int argmax_size, const void *x,
+                          const void *kept, const cnn_window *g)
+{
+#define CODED(kept, lane, at, n, some)                                            \
+    FN(max_block)((REAL *)y + i * g->y_run,                                       \
+                  (char *)argmax + i * g->code_run * argmax_size, argmax_size,    \
+                  (const REAL *)x + i * g->x_run, kept, g, at, n, some, 1, lane)
+#define PLAIN(lane, at, n, some)                                                  \
+    FN(max_block)((REAL *)y + i * g->y_run, 0, 0, (const REAL *)x + i * g->x_run, \
+                  0, g, at, n, some, 0, lane)
+    if (kept) {
+#define BLOCK(at, n, some)                                                        \
+    CODED((const IREAL *)kept + i * g->x_run, 1, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    } else if (argmax && g->lane == 1) {
+#define BLOCK(at, n, some) CODED(0, 1, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    } else if (argmax && g->lane == 2) {
+#define BLOCK(at, n, some) CODED(0, 2, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    } else if (argmax) {
+#define BLOCK(at, n, some) CODED(0, g->lane, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    } else if (g->lane == 1) {
+#define BLOCK(at, n, some) PLAIN(1, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    } else if (g->lane == 2) {
+#define BLOCK(at, n, some) PLAIN(2, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    } else {
+#define BLOCK(at, n, some) PLAIN(g->lane, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    }
+#undef CODED
+#undef PLAIN
 }
 
 /* Few outputs over many pixels (means of whole images): long pieces of each pixel */
 #define MANY (4 * SOME)
 
 static inline __attribute__((always_inline)) void
-FN(sum_block)(REAL *y, const REAL *x, const cnn_window *g, VEC by, const REAL *lanes,
-              isize at, isize n, const int some)
+FN(sum_block)(REAL *y, const REAL *x, const cnn_window *g, double divisor,
+              const REAL *lanes, isize at, isize n, const int some, const isize lane)
 {
     VEC sum[MANY];
     UNROLL for (int v = 0; v < some; v++) sum[v] = (VEC){0};
     for (isize r = 0; r < g->rows; r++) {
-        const REAL *row = x + at * g->lane + r * g->row_step;
+        const REAL *row = x + at * lane + r * g->row_step;
         for (isize s = 0; s < g->cols; s++)
             UNROLL for (int v = 0; v < some; v++)
-                sum[v] += FN(load_lanes)(row + s * g->col_step + v * LANES * g->lane,
-                                         g->lane, n);
+                sum[v] += FN(load_lanes)(row + s * g->col_step + v * LANES * lane,
+                                         lane, n);
     }
     UNROLL for (int v = 0; v < some; v++) {
-        VEC divisor = by;
-        if (lanes) divisor *= FN(load_lanes)(lanes + at + v * LANES, 1, n);
-        FN(store_some)(y + at + v * LANES, sum[v] / divisor, n);
+        if (lanes)
+            sum[v] /= FN(splat)((REAL)divisor) *
+                      FN(load_some)(lanes + at + v * LANES, n);
+        else if (divisor != 1)
+            sum[v] /= FN(splat)((REAL)divisor);
+        FN(store_some)(y + at + v * LANES, sum[v], n);
     }
 }
 
-/* y = sum of each window / divisor; with `lanes`, times each lane's own divisor */
+/* y = sum of each window / divisor; lanes are channels */
 static void FN(sum_window)(void *y_, const void *x_, const cnn_window *g,
-                           double divisor, const void *lanes)
+                           double divisor)
 {
-    VEC by = FN(splat)((REAL)divisor);
-    for (isize i = 0; i < g->runs; i++) {
+    RUNS {
         REAL *y = (REAL *)y_ + i * g->y_run;
         const REAL *x = (const REAL *)x_ + i * g->x_run;
-#define BLOCK(at, n, some) FN(sum_block)(y, x, &w, by, lanes, at, n, some)
-        cnn_window w = *g;
+#define BLOCK(at, n, some) FN(sum_block)(y, x, g, divisor, 0, at, n, some, 1)
         isize start = 0;
-        if (g->lane == 1) {
-            w.lane = 1;
-            for (; start + MANY * LANES <= g->count; start += MANY * LANES)
-                BLOCK(start, LANES, MANY);
-            WALK_FROM(start, g->count);
-        } else if (g->lane == 2) {
-            w.lane = 2;
-            WALK(g->count);
-        } else
-            WALK(g->count);
+        for (; start + MANY * LANES <= g->count; start += MANY * LANES)
+            BLOCK(start, LANES, MANY);
+        WALK_FROM(start, g->count);
 #undef BLOCK
     }
 }
+
+/* The same where lanes are columns; with `lanes`, divided by each lane's own, too */
+static void FN(sum_plane)(void *y, const void *x, const cnn_window *g, double divisor,
+                          const void *lanes)
+{
+#define SUM(lane, at, n, some)                                                    \
+    FN(sum_block)((REAL *)y + i * g->y_run, (const REAL *)x + i * g->x_run, g,    \
+                  divisor, lanes, at, n, some, lane)
+    if (g->lane == 1) {
+#define BLOCK(at, n, some) SUM(1, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    } else if (g->lane == 2) {
+#define BLOCK(at, n, some) SUM(2, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    } else {
+#define BLOCK(at, n, some) SUM(g->lane, at, n, some)
+        WALK_PLANE(g->count);
+#undef BLOCK
+    }
+#undef SUM
+}
+#undef RUNS
+#undef WALK_PLANE
 
 /* The errors that reach `some` vectors of pixels; without argmax their shares */
 static inline __attribute__((always_inline)) void

@@ -49,7 +49,8 @@ typedef struct {
     const void *bias;         /* a value per column, vectors * lanes readable; or per
                                  row, `rows` readable */
     int start, activation;
-    const void *next;         /* where the next tile's rows of A lie, or NULL */
+    const void *next;         /* where lies what will be read next, or NULL: a line is */
+    isize next_step;          /* asked for at each step of the first batch, bytes apart */
 } cnn_tile;
 
 /* C[rows x cols] = start + sum over k < depth of A(i, k) B(k, j), B's rows being
@@ -116,6 +117,9 @@ typedef struct {
     void (*run[2])(const cnn_gradient_tile *);  /* [vectors - 1] */
 } cnn_gradient_kernel;
 
+/* The outputs that a grouped block makes at most: so many pointers a tap are enough. */
+#define CNN_GROUPED_SOME 14
+
 /* Outputs [first, last) of a row, pixels of `channels` channels side by side. */
 typedef struct {
     isize rows, cols;         /* of taps */
@@ -125,6 +129,11 @@ typedef struct {
     isize stride, width;      /* columns from output to output, columns there are */
     isize x_step, y_step;     /* elements from pixel to pixel */
     isize channels, first, last;
+    /* grouped: channels of a group, a power of 2; taps of its weights; `channels`
+       zeros; room for pointers */
+    isize depth, taps;
+    const void *zeros;
+    const void **look;
 } cnn_depthwise;
 
 /* rows x cols outputs of one plane; CNN_PLANE_HIGH rows are made at a time, so that x has as
@@ -180,20 +189,19 @@ typedef struct {
     isize runs, x_run, y_run; /* elements from run to run */
 } cnn_gather;
 
-/* Winograd's minimal filtering F(m x m, r x r) on patches of CNN_POINTS^2 pixels.
+/* Winograd's minimal filtering: out_rows x out_cols outputs of a kernel of tap_rows x
+ * tap_cols taps from patches of rows x cols pixels (or one row, or one column).
  *
  * Each function handles one patch (or one channel of weights); `step` is the
- * distance in memory between the CNN_POINTS^2 transformed values. */
-#define CNN_POINTS 6
-
+ * distance in memory between the rows * cols transformed values. */
 typedef struct {
-    isize m, r;
+    isize rows, cols, out_rows, out_cols, tap_rows, tap_cols;
     /* values = B^T patch B, for `channels` channels (rounded up to whole vectors) */
     void (*input)(void *values, isize step, const void *patch, isize row_step,
                   isize col_step, isize channels);
     /* values = G weight G^T; taps[i] is the tap's row of `width` weights */
     void (*weight)(void *values, isize step, const void *const *taps, isize width);
-    /* y = A^T values A + bias: rows x cols pixels of at most m x m are stored */
+    /* y = A^T values A + bias: the first rows x cols of the outputs are stored */
     void (*output)(void *y, isize row_step, isize col_step, isize rows, isize cols,
                    isize channels, const void *values, isize step, const void *bias,
                    int activation);
@@ -208,6 +216,8 @@ typedef struct {
     isize itemsize, lanes, mr, vectors;   /* a tile is mr x (vectors * lanes) */
     void (*const *tile)(const cnn_tile *);     /* [vectors - 1] */
     void (*const *half_tile)(const cnn_tile *); /* the same for mr / 2 rows at most */
+    void (*low_tile)(const cnn_tile *);          /* low_rows rows, 3 vectors */
+    isize low_rows;
 
     /* dst[j * dst_step + i] = src[i * src_step + j], i < rows, j < cols */
     void (*transpose)(void *dst, isize dst_step, const void *src, isize src_step,
@@ -233,6 +243,12 @@ typedef struct {
        bias are read */
     void (*depthwise)(const cnn_depthwise *, void *y, const void *weight,
                       const void *bias, int activation);
+    /* the same with `depth` channels in and out a group: weight lies by
+       [vector of channels][tap][j]: to each channel from channel ^ j */
+    void (*grouped)(const cnn_depthwise *, void *y, const void *weight,
+                    const void *bias, int activation);
+    void (*grouped_weights)(void *dst, const void *src, isize channels, isize depth,
+                            isize taps, int transposed);
     /* sums[tap] += sum over the row of grad_y * x; whole vectors of sums */
     void (*depthwise_gradient)(const cnn_depthwise *, void *sums,
                                const void *grad_y);
@@ -245,7 +261,7 @@ typedef struct {
        column are overwritten with zeros */
     void (*take_columns)(void *dst, isize dst_row, const void *src, isize src_row,
                          isize stride, isize rows, isize cols);
-    const cnn_winograd *winograd;         /* for r = 3, then r = 5; or NULL */
+    const cnn_winograd *const *winograd;  /* ends with NULL; or is NULL */
 
     /* by CNN_ACT_...; y may be x, grad_x may be grad_y or kept, which is y, or x where
        the delta is no function of y */
@@ -256,7 +272,8 @@ typedef struct {
     void (*moments)(double *mean, double *square, const void *x, isize rows,
                     isize cols, int each, isize before, void *scratch);
     void (*normalize)(void *y, const void *x, const void *residual, const void *a,
-                      const void *b, isize rows, isize cols, int each, int activation);
+                      const void *b, isize rows, isize cols, int each, int activation,
+                      int stream);
     void (*error_sums)(double *sums, double *products, const void *grad_y,
                        const void *x, const void *mean, const void *a, const void *b,
                        isize rows, isize cols, int each, int activation, void *scratch);
@@ -281,8 +298,11 @@ typedef struct {
                       isize rows, isize cols);
     void (*max_window)(void *y, void *argmax, int argmax_size, const void *x,
                        const cnn_window *);
-    void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor,
-                       const void *lanes);
+    void (*max_plane)(void *y, void *argmax, int argmax_size, const void *x,
+                      const void *kept, const cnn_window *);
+    void (*sum_window)(void *y, const void *x, const cnn_window *, double divisor);
+    void (*sum_plane)(void *y, const void *x, const cnn_window *, double divisor,
+                      const void *lanes);
     void (*max_backward)(void *grad_x, const void *grad_y, const void *argmax,
                          int argmax_size, const cnn_gather *);
     void (*max_scatter)(void *grad_x, isize step, isize count, const void *grad_y,

@@ -18,9 +18,9 @@ static void TILE(const cnn_tile *q)
     const isize depth = q->depth, a_step = q->a_step, b_step = q->b_step;
     const isize cols = q->cols;
     const int whole = cols == NV * LANES;
-    /* what the next tile will read; nowhere new where there is none */
+    /* what will be read next; nowhere new where there is nothing */
     const char *next = q->next ? q->next : q->b;
-    isize next_step = q->next ? CACHE_LINE : 0;
+    isize next_step = q->next ? q->next_step : 0;
 
     /* the sums' lines come while they are computed */
     UNROLL for (int i = 0; i < ROWS; i++)
@@ -49,15 +49,14 @@ static void TILE(const cnn_tile *q)
         isize k = 0;
         if (a_step == 1) {
 #if NV == 1
-            /* four steps at once: a row pointer may have to come from memory */
-            for (; k + 4 <= depth; k += 4, b += 4 * b_step) {
-                VEC row[4];
-                UNROLL for (int u = 0; u < 4; u++) __builtin_prefetch(next + u * next_step, 0, 2);
-                next += 4 * next_step;
-                UNROLL for (int u = 0; u < 4; u++) row[u] = FN(load)(b + u * b_step);
-                UNROLL for (int i = 0; i < ROWS; i++)
-                    UNROLL for (int u = 0; u < 4; u++) acc[i][0] += a[i][k + u] * row[u];
-            }
+            /* two steps at once: a row pointer may have to come from memory */
+            for (; k + 2 <= depth; k += 2)
+                UNROLL for (int u = 0; u < 2; u++, b += b_step) {
+                    VEC row = FN(load)(b);
+                    __builtin_prefetch(next, 0, 2);
+                    next += next_step;
+                    UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] += a[i][k + u] * row;
+                }
 #endif
             TILE_LOOP(1)
         } else {

@@ -51,6 +51,34 @@ static inline void FN(store_some)(REAL *p, VEC v, isize n)
         FN(store_part)(p, v, n);
 }
 
+/* Past the caches, for what is too large to be found there again: the line is not
+ * read before it is written. p is aligned to a vector; `streamed` ends a run of them. */
+static inline void FN(stream)(REAL *p, VEC v)
+{
+#if VBYTES == 64 && FLOAT_BITS == 32
+    _mm512_stream_ps(p, (__m512)v);
+#elif VBYTES == 64
+    _mm512_stream_pd(p, (__m512d)v);
+#elif VBYTES == 32 && FLOAT_BITS == 32
+    _mm256_stream_ps(p, (__m256)v);
+#elif VBYTES == 32
+    _mm256_stream_pd(p, (__m256d)v);
+#elif (defined(__x86_64__) || defined(_M_X64)) && FLOAT_BITS == 32
+    _mm_stream_ps(p, (__m128)v);
+#elif defined(__x86_64__) || defined(_M_X64)
+    _mm_stream_pd(p, (__m128d)v);
+#else
+    FN(store)(p, v);
+#endif
+}
+
+static inline void FN(streamed)(void) /* other threads see what was stored before */
+{
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_sfence();
+#endif
+}
+
 static inline VEC FN(splat)(REAL value) { return value - (VEC){0}; }
 
 /* Load once: compilers would rather load again for every use of v. */
@@ -136,6 +164,19 @@ typedef __mmask8 FN(mask);
 #else
 typedef IVEC FN(mask);
 #endif
+#if VBYTES == 64 && FLOAT_BITS == 32
+#define MAXIMUM(a, b) _mm512_max_ps((__m512)(a), (__m512)(b))
+#elif VBYTES == 64
+#define MAXIMUM(a, b) _mm512_max_pd((__m512d)(a), (__m512d)(b))
+#elif VBYTES == 32 && FLOAT_BITS == 32
+#define MAXIMUM(a, b) _mm256_max_ps((__m256)(a), (__m256)(b))
+#elif VBYTES == 32
+#define MAXIMUM(a, b) _mm256_max_pd((__m256d)(a), (__m256d)(b))
+#elif (defined(__x86_64__) || defined(_M_X64)) && FLOAT_BITS == 32
+#define MAXIMUM(a, b) _mm_max_ps((__m128)(a), (__m128)(b))
+#elif defined(__x86_64__) || defined(_M_X64)
+#define MAXIMUM(a, b) _mm_max_pd((__m128d)(a), (__m128d)(b))
+#endif
 
 /* lanes first <= lane < end */
 static inline FN(mask) FN(lane_range)(isize first, isize end)
@@ -168,6 +209,20 @@ static inline VEC FN(blend)(FN(mask) mask, VEC yes, VEC no)
 #endif
 }
 
+/* value where it wins, else best: the instruction's maximum is its second operand if
+ * both are zero, or one is NaN */
+static inline VEC FN(larger)(VEC value, VEC best)
+{
+#if VBYTES == 64
+    VEC most = (VEC)MAXIMUM(value, best);
+    return (VEC)BLEND(CMP(value, value, _CMP_UNORD_Q), value, most);
+#elif defined(MAXIMUM)
+    return FN(select)((IVEC)(value != value), value, (VEC)MAXIMUM(value, best));
+#else
+    return FN(select)(FN(wins)(value, best), value, best);
+#endif
+}
+
 static inline IVEC FN(blend_codes)(FN(mask) mask, IVEC yes, IVEC no)
 {
 #if VBYTES == 64
@@ -186,23 +241,28 @@ static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
 #endif
 }
 #undef CMP
+#undef MAXIMUM
 #undef BLEND
 #undef BLEND_CODES
 #undef ADD_WHERE
 
-/* a0 b0 a1 b1 ... of the lower and of the upper halves; even and odd lanes */
+/* a0 b0 a1 b1 ... of the lower and of the upper halves; even lanes; even lanes of a and
+ * odd lanes of b */
 #if VBYTES / (FLOAT_BITS / 8) == 2
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 2)
 #define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 1, 3)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2)
+#define EVEN_END(a, b) __builtin_shufflevector(a, b, 0, 3)
 #elif VBYTES / (FLOAT_BITS / 8) == 4
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
 #define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
+#define EVEN_END(a, b) __builtin_shufflevector(a, b, 0, 2, 5, 7)
 #elif VBYTES / (FLOAT_BITS / 8) == 8
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
 #define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define EVEN_END(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15)
 #elif VBYTES / (FLOAT_BITS / 8) == 16
 #define ZIP_LOW(a, b)                                                             \
     __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,    \
@@ -213,11 +273,50 @@ static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
 #define EVEN(a, b)                                                                \
     __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24,  \
                             26, 28, 30)
+#define EVEN_END(a, b)                                                            \
+    __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25,  \
+                            27, 29, 31)
+#endif
+
+/* lane l of the result is lane l ^ j of v, for j < LANES. Where that is an instruction
+ * for each j, j has to be known (SWAPS of them at once, in an unrolled loop). */
+#if VBYTES / (FLOAT_BITS / 8) == 2
+#define SWAPS 2
+static inline VEC FN(swapped)(VEC v, isize j)
+{
+    return j ? __builtin_shufflevector(v, v, 1, 0) : v;
+}
+#elif VBYTES / (FLOAT_BITS / 8) == 4
+#define SWAPS 4
+static inline VEC FN(swapped)(VEC v, isize j)
+{
+    return j == 0   ? v
+           : j == 1 ? __builtin_shufflevector(v, v, 1, 0, 3, 2)
+           : j == 2 ? __builtin_shufflevector(v, v, 2, 3, 0, 1)
+                    : __builtin_shufflevector(v, v, 3, 2, 1, 0);
+}
+#else
+#define SWAPS 1
+static inline VEC FN(swapped)(VEC v, isize j)
+{
+    IVEC lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    lane ^= (IREAL)j;
+#if VBYTES == 64 && FLOAT_BITS == 32
+    return (VEC)_mm512_permutexvar_ps((__m512i)lane, (__m512)v);
+#elif VBYTES == 64
+    return (VEC)_mm512_permutexvar_pd((__m512i)lane, (__m512d)v);
+#else
+    return (VEC)_mm256_permutevar8x32_ps((__m256)v, (__m256i)lane);
+#endif
+}
 #endif
 
 static inline VEC FN(zip_low)(VEC a, VEC b) { return ZIP_LOW(a, b); }
 static inline VEC FN(zip_high)(VEC a, VEC b) { return ZIP_HIGH(a, b); }
 static inline VEC FN(even)(VEC a, VEC b) { return EVEN(a, b); }
+static inline VEC FN(even_end)(VEC a, VEC b) { return EVEN_END(a, b); }
 #undef ZIP_LOW
 #undef ZIP_HIGH
 #undef EVEN
+#undef EVEN_END

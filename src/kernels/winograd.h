@@ -1,87 +1,136 @@
-/* Winograd's minimal filtering F(M x M, R x R), M + R - 1 = 6 points: 0, +-1/2, +-3/2
- * and infinity, whose rounding error is about half that of 0, +-1, +-2.
+/* Winograd's minimal filtering F(M, R): M outputs of a kernel of R taps from P = M + R - 1
+ * pixels, with P products in place of M * R. It runs along the columns of a patch (TALL
+ * is 1), along its rows (WIDE is 1), or is nested along both. Included once for each.
  *
- * y = A^T [ (G w G^T) . (B^T x B) ] A; B^T holds the coefficients of the products
+ * y = A^T [ (G w) . (B^T x) ]; B^T holds the coefficients of the products
  * prod (t - p) over the other points, G those points' powers over the products of
- * their differences, A the powers of the points. Included once per R.
+ * their differences, A the powers of the points. The points are 0, infinity and pairs
+ * +-POINT, so that all sums split into even and odd powers. Of 6 points 0, +-1/2, +-3/2
+ * lose about half as many bits as 0, +-1, +-2.
  * Source: A. Lavin and S. Gray, Fast algorithms for convolutional neural networks,
  * CVPR 2016; points after B. Barabasz et al., ACM TOMS 46(4), 2020. */
-#define M (CNN_POINTS - R + 1)
+#define M (P - R + 1)
+#define PAIRS ((P - 2) / 2)
+#define PY (TALL ? P : 1)
+#define PX (WIDE ? P : 1)
+#define MY (TALL ? M : 1)
+#define MX (WIDE ? M : 1)
+#define RY (TALL ? R : 1)
+#define RX (WIDE ? R : 1)
 
-#if R == 3
-static inline void FN(winograd_in)(VEC *o, const VEC *d)
-{
-    VEC even = d[4] - 2.25f * d[2], odd = 0.5f * d[3] - 1.125f * d[1];
-    VEC even3 = d[4] - 0.25f * d[2], odd3 = 1.5f * d[3] - 0.375f * d[1];
-    o[0] = d[4] - 2.5f * d[2] + 0.5625f * d[0];
-    o[1] = even + odd;
-    o[2] = even - odd;
-    o[3] = even3 + odd3;
-    o[4] = even3 - odd3;
-    o[5] = d[5] - 2.5f * d[3] + 0.5625f * d[1];
-}
+/* OTHERS: coefficients of the product of t^2 - p^2 over the other pairs, by powers of
+ * t^2; ALL: over all pairs; SCALE: one over the product of POINT's differences */
+#if P == 6
+static const REAL W(POINT)[] = {0.5, 1.5};
+static const REAL W(OTHERS)[][2] = {{-2.25, 1}, {-0.25, 1}};
+static const REAL W(ALL)[] = {0.5625, -2.5, 1};
+static const REAL W(SCALE)[] = {-1, 1.0 / 9};
+#elif P == 8
+static const REAL W(POINT)[] = {0.5, 1, 2};
+static const REAL W(OTHERS)[][3] = {{4, -5, 1}, {1, -4.25, 1}, {0.25, -1.25, 1}};
+static const REAL W(ALL)[] = {-1, 5.25, -5.25, 1};
+static const REAL W(SCALE)[] = {32.0 / 45, -1 / 4.5, 1.0 / 90};
+#elif P == 10
+static const REAL W(POINT)[] = {0.4, 0.8, 1.25, 2.5};
+static const REAL W(OTHERS)[][4] = {{-6.25, 14.765625, -8.4525, 1},
+                                    {-1.5625, 11.015625, -7.9725, 1},
+                                    {-0.64, 5.1024, -7.05, 1},
+                                    {-0.16, 1.3524, -2.3625, 1}};
+static const REAL W(ALL)[] = {1, -8.6125, 16.118025, -8.6125, 1};
+static const REAL W(SCALE)[] = {
+    -1 / (0.32 * 0.48 * 1.4025 * 6.09), 1 / (1.28 * 0.48 * 0.9225 * 5.61),
+    -1 / (3.125 * 1.4025 * 0.9225 * 4.6875), 1 / (12.5 * 6.09 * 5.61 * 4.6875)};
 #endif
+static const REAL W(ONES)[] = {1, 1, 1, 1};
 
-/* M values from 6: A^T */
+/* P values from P pixels: B^T */
+static inline void W(winograd_in)(VEC *o, const VEC *d)
+{
+    o[0] = W(ALL)[0] * d[0];
+    o[P - 1] = W(ALL)[0] * d[1];
+    UNROLL for (int k = 1; k <= PAIRS; k++) {
+        o[0] += W(ALL)[k] * d[2 * k];
+        o[P - 1] += W(ALL)[k] * d[2 * k + 1];
+    }
+    UNROLL for (int i = 0; i < PAIRS; i++) {
+        VEC even = W(OTHERS)[i][0] * d[2];
+        VEC odd = W(POINT)[i] * W(OTHERS)[i][0] * d[1];
+        UNROLL for (int k = 1; k < PAIRS; k++) {
+            even += W(OTHERS)[i][k] * d[2 * k + 2];
+            odd += W(POINT)[i] * W(OTHERS)[i][k] * d[2 * k + 1];
+        }
+        o[2 * i + 1] = even + odd;
+        o[2 * i + 2] = even - odd;
+    }
+}
+
+/* P values from the first `count` powers of each point, scaled: A and G */
+static inline __attribute__((always_inline)) void W(winograd_spread)(VEC *o, const VEC *d, int count,
+                                      REAL first, const REAL *scale)
+{
+    o[0] = first * d[0];
+    UNROLL for (int i = 0; i < PAIRS; i++) {
+        const REAL p = W(POINT)[i];
+        REAL power = scale[i];
+        VEC even = power * d[0], odd = power * p * d[1];
+        UNROLL for (int k = 2; k < count; k++) {
+            power *= k % 2 == 0 ? p * p : 1;
+            if (k % 2 == 0)
+                even += power * d[k];
+            else
+                odd += power * p * d[k];
+        }
+        o[2 * i + 1] = even + odd;
+        o[2 * i + 2] = even - odd;
+    }
+    o[P - 1] = d[count - 1];
+}
+
+/* Its adjoint, `count` values from P: A^T and G^T */
+static inline __attribute__((always_inline)) void W(winograd_collect)(VEC *o, const VEC *d, int count,
+                                       REAL first, const REAL *scale)
+{
+    o[0] = first * d[0];
+    UNROLL for (int k = 1; k < count; k++) o[k] = (VEC){0};
+    UNROLL for (int i = 0; i < PAIRS; i++) {
+        const REAL p = W(POINT)[i];
+        const VEC even = d[2 * i + 1] + d[2 * i + 2];
+        const VEC odd = d[2 * i + 1] - d[2 * i + 2];
+        REAL power = scale[i];
+        UNROLL for (int k = 0; k < count; k++) {
+            o[k] += power * (k % 2 == 0 ? even : odd);
+            power *= p;
+        }
+    }
+    o[count - 1] += d[P - 1];
+}
+
 static inline void W(winograd_out)(VEC *o, const VEC *d)
 {
-    VEC even = d[1] + d[2], odd = d[1] - d[2], even3 = d[3] + d[4], odd3 = d[3] - d[4];
-    o[0] = d[0] + even + even3;
-    o[1] = 0.5f * odd + 1.5f * odd3;
-#if M == 4
-    o[2] = 0.25f * even + 2.25f * even3;
-    o[3] = 0.125f * odd + 3.375f * odd3;
-#endif
-    o[M - 1] += d[5];
+    W(winograd_collect)(o, d, M, 1, W(ONES));
 }
 
-/* 6 values from M: A */
 static inline void W(winograd_err)(VEC *o, const VEC *d)
 {
-    VEC even = d[0], odd = 0.5f * d[1], even3 = d[0], odd3 = 1.5f * d[1];
-#if M == 4
-    even += 0.25f * d[2], odd += 0.125f * d[3];
-    even3 += 2.25f * d[2], odd3 += 3.375f * d[3];
-#endif
-    o[0] = d[0];
-    o[1] = even + odd;
-    o[2] = even - odd;
-    o[3] = even3 + odd3;
-    o[4] = even3 - odd3;
-    o[5] = d[M - 1];
+    W(winograd_spread)(o, d, M, 1, W(ONES));
 }
 
-#define NINTH (1.0f / 9)
-/* 6 values from R: G */
-static inline void W(winograd_wts)(VEC *o, const VEC *g)
+static inline void W(winograd_wts)(VEC *o, const VEC *d)
 {
-    VEC even = g[0] + 0.25f * g[2], odd = 0.5f * g[1];
-    VEC even3 = NINTH * g[0] + 0.25f * g[2], odd3 = 1.5f * NINTH * g[1];
-#if R == 5
-    even += 0.0625f * g[4], odd += 0.125f * g[3];
-    even3 += 0.5625f * g[4], odd3 += 0.375f * g[3];
-#endif
-    o[0] = (16 * NINTH) * g[0];
-    o[1] = -(even + odd);
-    o[2] = odd - even;
-    o[3] = even3 + odd3;
-    o[4] = even3 - odd3;
-    o[5] = g[R - 1];
+    W(winograd_spread)(o, d, R, 1 / W(ALL)[0], W(SCALE));
 }
 
-/* R values from 6: G^T */
 static inline void W(winograd_grad)(VEC *o, const VEC *d)
 {
-    VEC even = d[1] + d[2], odd = d[1] - d[2], even3 = d[3] + d[4], odd3 = d[3] - d[4];
-    o[0] = (16 * NINTH) * d[0] - even + NINTH * even3;
-    o[1] = 1.5f * NINTH * odd3 - 0.5f * odd;
-    o[2] = 0.25f * (even3 - even);
-#if R == 5
-    o[3] = 0.375f * odd3 - 0.125f * odd;
-    o[4] = 0.5625f * even3 - 0.0625f * even;
-#endif
-    o[R - 1] += d[5];
+    W(winograd_collect)(o, d, R, 1 / W(ALL)[0], W(SCALE));
 }
+
+/* A transform along one side of a patch, which may have a single row (column). */
+#define ALONG(side, transform, o, d)                                                    \
+    if (side)                                                                           \
+        transform(o, d);                                                                \
+    else                                                                                \
+        (o)[0] = (d)[0]
 
 static void W(winograd_input)(void *values_, isize step, const void *patch_,
                               isize row_step, isize col_step, isize channels)
@@ -89,17 +138,17 @@ static void W(winograd_input)(void *values_, isize step, const void *patch_,
     for (isize c = 0; c < channels; c += LANES) {
         const REAL *patch = (const REAL *)patch_ + c;
         REAL *values = (REAL *)values_ + c;
-        VEC half[6][6], in[6], out[6];
-        UNROLL for (int j = 0; j < 6; j++) {
-            UNROLL for (int i = 0; i < 6; i++)
+        VEC half[PY][P], in[P], out[P];
+        UNROLL for (int j = 0; j < PX; j++) {
+            UNROLL for (int i = 0; i < PY; i++)
                 in[i] = FN(load)(patch + i * row_step + j * col_step);
-            FN(winograd_in)(out, in);
-            UNROLL for (int i = 0; i < 6; i++) half[i][j] = out[i];
+            ALONG(TALL, W(winograd_in), out, in);
+            UNROLL for (int i = 0; i < PY; i++) half[i][j] = out[i];
         }
-        UNROLL for (int i = 0; i < 6; i++) {
-            FN(winograd_in)(out, half[i]);
-            UNROLL for (int j = 0; j < 6; j++)
-                FN(store)(values + (i * 6 + j) * step, out[j]);
+        UNROLL for (int i = 0; i < PY; i++) {
+            ALONG(WIDE, W(winograd_in), out, half[i]);
+            UNROLL for (int j = 0; j < PX; j++)
+                FN(store)(values + (i * PX + j) * step, out[j]);
         }
     }
 }
@@ -109,17 +158,17 @@ static void W(winograd_weight)(void *values_, isize step, const void *const *tap
 {
     for (isize c = 0; c < width; c += LANES) {
         REAL *values = (REAL *)values_ + c;
-        VEC half[6][R], in[R], out[6];
-        UNROLL for (int j = 0; j < R; j++) {
-            UNROLL for (int i = 0; i < R; i++)
-                in[i] = FN(load)((const REAL *)taps[i * R + j] + c);
-            W(winograd_wts)(out, in);
-            UNROLL for (int i = 0; i < 6; i++) half[i][j] = out[i];
+        VEC half[PY][P], in[P], out[P];
+        UNROLL for (int j = 0; j < RX; j++) {
+            UNROLL for (int i = 0; i < RY; i++)
+                in[i] = FN(load)((const REAL *)taps[i * RX + j] + c);
+            ALONG(TALL, W(winograd_wts), out, in);
+            UNROLL for (int i = 0; i < PY; i++) half[i][j] = out[i];
         }
-        UNROLL for (int i = 0; i < 6; i++) {
-            W(winograd_wts)(out, half[i]);
-            UNROLL for (int j = 0; j < 6; j++)
-                FN(store)(values + (i * 6 + j) * step, out[j]);
+        UNROLL for (int i = 0; i < PY; i++) {
+            ALONG(WIDE, W(winograd_wts), out, half[i]);
+            UNROLL for (int j = 0; j < PX; j++)
+                FN(store)(values + (i * PX + j) * step, out[j]);
         }
     }
 }
@@ -133,17 +182,17 @@ static void W(winograd_output)(void *y_, isize row_step, isize col_step, isize r
         const REAL *values = (const REAL *)values_ + c;
         isize n = channels - c;
         VEC add = FN(load)((const REAL *)bias + c);
-        VEC half[M][6], in[6], out[M];
-        UNROLL for (int j = 0; j < 6; j++) {
-            UNROLL for (int i = 0; i < 6; i++)
-                in[i] = FN(load)(values + (i * 6 + j) * step);
-            W(winograd_out)(out, in);
-            UNROLL for (int i = 0; i < M; i++) half[i][j] = out[i];
+        VEC half[MY][P], in[P], out[P];
+        UNROLL for (int j = 0; j < PX; j++) {
+            UNROLL for (int i = 0; i < PY; i++)
+                in[i] = FN(load)(values + (i * PX + j) * step);
+            ALONG(TALL, W(winograd_out), out, in);
+            UNROLL for (int i = 0; i < MY; i++) half[i][j] = out[i];
         }
-        UNROLL for (int i = 0; i < M; i++) {
+        UNROLL for (int i = 0; i < MY; i++) {
             if (i >= rows) break;
-            W(winograd_out)(out, half[i]);
-            UNROLL for (int j = 0; j < M; j++) {
+            ALONG(WIDE, W(winograd_out), out, half[i]);
+            UNROLL for (int j = 0; j < MX; j++) {
                 if (j >= cols) break;
                 VEC sum = out[j] + add;
                 sum = FN(activated)(sum, activation);
@@ -162,17 +211,17 @@ static void W(winograd_error)(void *values_, isize step, const void *grad_y_,
     for (isize c = 0; c < channels; c += LANES) {
         const REAL *grad_y = (const REAL *)grad_y_ + c;
         REAL *values = (REAL *)values_ + c;
-        VEC half[6][M], in[M], out[6];
-        UNROLL for (int j = 0; j < M; j++) {
-            UNROLL for (int i = 0; i < M; i++)
+        VEC half[PY][P], in[P], out[P];
+        UNROLL for (int j = 0; j < MX; j++) {
+            UNROLL for (int i = 0; i < MY; i++)
                 in[i] = FN(load)(grad_y + i * row_step + j * col_step);
-            W(winograd_err)(out, in);
-            UNROLL for (int i = 0; i < 6; i++) half[i][j] = out[i];
+            ALONG(TALL, W(winograd_err), out, in);
+            UNROLL for (int i = 0; i < PY; i++) half[i][j] = out[i];
         }
-        UNROLL for (int i = 0; i < 6; i++) {
-            W(winograd_err)(out, half[i]);
-            UNROLL for (int j = 0; j < 6; j++)
-                FN(store)(values + (i * 6 + j) * step, out[j]);
+        UNROLL for (int i = 0; i < PY; i++) {
+            ALONG(WIDE, W(winograd_err), out, half[i]);
+            UNROLL for (int j = 0; j < PX; j++)
+                FN(store)(values + (i * PX + j) * step, out[j]);
         }
     }
 }
@@ -182,19 +231,37 @@ static void W(winograd_gradient)(void *const *taps, const void *values_, isize s
 {
     for (isize c = 0; c < width; c += LANES) {
         const REAL *values = (const REAL *)values_ + c;
-        VEC half[R][6], in[6], out[R];
-        UNROLL for (int j = 0; j < 6; j++) {
-            UNROLL for (int i = 0; i < 6; i++)
-                in[i] = FN(load)(values + (i * 6 + j) * step);
-            W(winograd_grad)(out, in);
-            UNROLL for (int i = 0; i < R; i++) half[i][j] = out[i];
+        VEC half[RY][P], in[P], out[P];
+        UNROLL for (int j = 0; j < PX; j++) {
+            UNROLL for (int i = 0; i < PY; i++)
+                in[i] = FN(load)(values + (i * PX + j) * step);
+            ALONG(TALL, W(winograd_grad), out, in);
+            UNROLL for (int i = 0; i < RY; i++) half[i][j] = out[i];
         }
-        UNROLL for (int i = 0; i < R; i++) {
-            W(winograd_grad)(out, half[i]);
-            UNROLL for (int j = 0; j < R; j++)
-                FN(store)((REAL *)taps[i * R + j] + c, out[j]);
+        UNROLL for (int i = 0; i < RY; i++) {
+            ALONG(WIDE, W(winograd_grad), out, half[i]);
+            UNROLL for (int j = 0; j < RX; j++)
+                FN(store)((REAL *)taps[i * RX + j] + c, out[j]);
         }
     }
 }
 
+static const cnn_winograd W(winograd) = {
+    PY, PX, MY, MX, RY, RX,
+    W(winograd_input), W(winograd_weight), W(winograd_output),
+    W(winograd_error), W(winograd_gradient)};
+
+#undef ALONG
 #undef M
+#undef PAIRS
+#undef PY
+#undef PX
+#undef MY
+#undef MX
+#undef RY
+#undef RX
+#undef P
+#undef R
+#undef TALL
+#undef WIDE
+#undef W

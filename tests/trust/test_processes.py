@@ -41,7 +41,7 @@ def test_children_of_a_fork_compute(kind, count):
         ("busy", 200),
         ("preloaded", 200),
         ("forkserver", 50),
-        ("spawn", 50),
+        ("spawn", 200),
         ("joblib", 200),
     ],
 )

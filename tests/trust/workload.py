@@ -23,10 +23,14 @@ CONVOLUTIONS: dict[str, tuple] = {
     "1x1": ((3, 20, 7, 8), (18, 20, 1, 1), {}),
     "winograd 3x3": ((2, 18, 14, 15), (20, 18, 3, 3), {"padding": 1}),
     "winograd 5x5": ((2, 17, 12, 13), (19, 17, 5, 5), {"padding": 2}),
+    "winograd dilated": ((2, 17, 26, 21), (18, 17, 3, 3), {"dilation": (3, 2)}),
+    "winograd 1x7": ((2, 33, 12, 17), (50, 33, 1, 7), {"padding": (0, 3)}),
+    "winograd 3x1": ((3, 49, 16, 12), (66, 49, 3, 1), {"padding": (1, 0)}),
     "planes": ((3, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}),
     "few filters": ((2, 6, 15, 16), (3, 6, 3, 3), {"padding": "same"}),
     "dilated": ((2, 8, 15, 16), (9, 8, 3, 3), {"dilation": 2, "padding": 2}),
     "groups": ((2, 12, 9, 10), (18, 4, 3, 3), {"groups": 3, "padding": 1}),
+    "few a group": ((2, 24, 11, 17), (24, 4, 3, 3), {"groups": 6, "padding": 1}),
     "depthwise": ((2, 21, 11, 12), (21, 1, 3, 3), {"groups": 21, "padding": 1}),
 }
 

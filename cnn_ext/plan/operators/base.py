@@ -10,8 +10,9 @@ from cnn_ext.plan.program import Program, Value
 __all__ = ["Back", "no_way_back", "weight_and_bias"]
 
 #: From the error of the output, and for each input whether its error is asked for, to
-#: the inputs' errors; what was not asked for may be None.
-Back = Callable[[Value, Sequence[bool]], list[Value | None]]
+#: the inputs' errors; what was not asked for may be None. Where the operation
+#: `joins_errors` a third argument may be a second part of the output's error.
+Back = Callable[..., list[Value | None]]
 
 
 def no_way_back(grad_y: Value, wanted: Sequence[bool]) -> list[Value | None]:

@@ -54,10 +54,10 @@ def convolution(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, 
 def _frozen(
     p: Program, op: Operation, g: ConvGeometry, inputs: list[Value], end: int
 ) -> Value:
-    """The weights are those of now: folded once, packed once."""
+    """The weights are those of now, the model nobody else's: folded, packed once."""
     layer, (x, *rest) = op.layer, inputs
-    weight = np.array(layer.weight.value, order="C")
-    bias = None if layer.bias is None else layer.bias.value.copy()
+    weight = np.ascontiguousarray(layer.weight.value)
+    bias = None if layer.bias is None else layer.bias.value
     if op.norm is not None:
         norm, source, offset = op.norm, weight, bias
         gain = None if norm.weight is None else norm.weight.value

@@ -11,7 +11,7 @@ import numpy as np
 from cnn_ext import _normalize
 from cnn_ext.plan.fusion import Operation
 from cnn_ext.plan.operators.base import Back, no_way_back
-from cnn_ext.plan.operators.elementwise import ENDS, stopped
+from cnn_ext.plan.operators.elementwise import ENDS
 from cnn_ext.plan.program import NoPlanError, Program, Value
 
 __all__ = ["batch_norm", "gain_and_shift", "normalized"]
@@ -38,18 +38,29 @@ def batch_norm(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, B
     )  # fmt: skip
     p.do("running mean and variance", _follow, layer, stats, count, writes=())
 
-    def back(grad_y: Value, wanted: Sequence[bool]) -> list[Value | None]:
-        error, stop = grad_y, end
-        if rest and end:  # the added value's error is stopped too
-            error, stop = stopped(p, grad_y, y, end), 0
+    def back(
+        grad_y: Value, wanted: Sequence[bool], more: Value | None = None
+    ) -> list[Value | None]:
+        # of the added value, too: the error of the sum, stopped
+        error = grad_y
+        if more is not None or (rest and end):
+            error = p.like(y, grad_y.name)
         grad_x = p.like(x, f"gradient of {x.name}") if wanted[0] else None
         grads = {} if gain is None else {k: p.gradient(layer, k) for k in _AFFINE}
         targets = grad_x, grads.get("weight"), grads.get("bias")
+        writes = [v for v in targets if v is not None]
+        over = [(error, grad_y)]
+        parts: tuple[Any, ...] = ()
+        if error is not grad_y:
+            parts = error, y if end else None, more
+            over += [(error, y if more is None else more)]
+            writes.insert(0, error)
+        if grad_x is not None:
+            over += [(grad_x, v) for v in (grad_y, more, x) if v is not None]
         p.do(
             "batch norm backward", _normalize.backward,
-            error, x, stats, *targets, stop,
-            writes=tuple(v for v in targets if v is not None),
-            over=() if grad_x is None else ((grad_x, error), (grad_x, x)),
+            grad_y, x, stats, *targets, end, *parts,
+            writes=tuple(writes), over=tuple(over),
         )  # fmt: skip
         for key, value in grads.items():
             p.add_gradient(layer, key, value)
