@@ -1,7 +1,10 @@
 # Which algorithm a correlation gets, and the loop that runs it.
 
 from boxes cimport band_of, boxes, tap_list
-from columns cimport column_space_of, columns_task, plan_columns
+from columns cimport (
+    FEW_PIXELS, by_dots, column_space, column_space_of, columns_task, dots_task,
+    fill_shared_task, plan_columns, shared_panels,
+)
 from correlate cimport (
     COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, GROUPED, PLANES, WINOGRAD, aligned,
     correlation, order_of_weights,
@@ -148,7 +151,7 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     # rows of outputs that lie together (not the phases of a strided gradient)
     if has_pairs(c) and c.src.step_w == 1 and c.dst.step_w == 1:
         return DEPTHWISE_PLANES
-    if (c.outs >= 16 and not c.transposed and c.dst.n * c.dst.h * c.dst.w <= 64
+    if (c.outs >= 16 and not c.transposed and c.dst.n * c.dst.h * c.dst.w <= FEW_PIXELS
             and c.depth * c.outs * c.taps.count >= 1 << 16):
         return COLUMNS
     # vectors of filters would stay half empty; or few channels, and the result would
@@ -346,6 +349,26 @@ cdef inline int pack_pass(
     return runtime.run(direct_pack_task, c, panels, 0, 4 * pass_weights(c))
 
 
+cdef inline int run_columns(
+    const cnn_runtime *runtime, correlation *c, isize tasks, double work
+) noexcept nogil:
+    cdef column_space s = column_space_of(c)
+    cdef int failed = 0
+    c.shared = NULL
+    if shared_panels(c):
+        c.shared = <char *> runtime.take(tasks // c.splits * s.panels)
+        if c.shared == NULL:
+            return -1
+        failed = runtime.run(
+            fill_shared_task, c, tasks, 0, 4 * <double> (tasks // c.splits * s.panels))
+    if not failed:
+        failed = runtime.run(
+            dots_task if by_dots(c) else columns_task, c, tasks, s.total, work)
+    if c.shared != NULL:
+        runtime.give(c.shared)
+    return failed
+
+
 cdef inline int run_pass(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
@@ -363,7 +386,7 @@ cdef inline int run_pass(
     c.splits = min(parts, max(1, ceil_div(8, tasks)))
     tasks *= c.splits
     if c.algorithm == COLUMNS:
-        return runtime.run(columns_task, c, tasks, column_space_of(c).total, work)
+        return run_columns(runtime, c, tasks, work)
     if c.algorithm == WINOGRAD:
         return runtime.run(winograd_task, c, tasks, winograd_space_of(c).total, work)
     c.around = band_of(&c.grid, &c.taps, c.depth_now)

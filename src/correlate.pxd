@@ -65,6 +65,7 @@ cdef struct correlation:
     isize *to
     char *panels
     char *bias_panels
+    char *shared                        # COLUMNS, splits > 1: panels of all boxes
 
 
 cdef inline isize aligned(isize bytes) noexcept nogil:

@@ -19,6 +19,7 @@ cdef extern from "table.h" nogil:
         CNN_RELU
         CNN_RELU6
     cdef enum:
+        CNN_ACT_RELU
         CNN_ACTIVATIONS
     cdef enum:
         CNN_SGD

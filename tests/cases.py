@@ -247,6 +247,8 @@ CONV_CASES = {
     "1x1 padded": ConvCase(2, 18, 5, 6, 3, 1, 1, padding=1),
     "many channels to three": ConvCase(2, 20, 9, 8, 3, 3, 3, padding=(1, 0)),
     "few pixels, many weights": ConvCase(2, 130, 4, 5, 250, 3, 3, padding=1),
+    "a handful of pixels": ConvCase(1, 64, 2, 2, 130, 3, 3, padding=1),
+    "a handful of pixels, groups": ConvCase(1, 2048, 1, 2, 2048, 1, 1, groups=8),
     "few errors, many weights": ConvCase(1, 90, 9, 10, 84, 3, 3, 2, 1, groups=2),
 }  # fmt: skip
 

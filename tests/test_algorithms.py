@@ -121,6 +121,24 @@ def test_depthwise_ends_with_its_activation(depth, channels_last, size, activati
         np.testing.assert_allclose(ended, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_few_pixels_end_with_their_activation(side, activation, kernel_set):
+    rng = np.random.default_rng(10)
+    x = rng.standard_normal((1, 64, side, side), np.float32)
+    x[0, 0, 0, 0] = np.nan
+    w = rng.standard_normal((130, 64, 3, 3), np.float32) / 4
+    b = rng.standard_normal(130, np.float32)
+    y = F.conv2d(x, w, b, padding=1)
+    ended = F.conv2d(x, w, b, padding=1, activation=activation)
+    prepared = F.prepare_conv2d(w, b, x.shape, padding=1, activation=activation)
+    np.testing.assert_array_equal(prepared(x), ended)
+    y[y <= 0] = 0
+    if activation == "relu6":
+        y[y > 6] = 6
+    np.testing.assert_array_equal(ended, y)
+
+
 @pytest.mark.parametrize("channels", [1, 5, 20])
 @pytest.mark.parametrize("filters", [1, 6, 24])
 def test_relu_as_the_result_is_stored(channels, filters):
