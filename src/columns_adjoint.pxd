@@ -1,5 +1,6 @@
 # The gradient of the input where weights outnumber the pixels by far: the adjoint of
-# columns.pxd. Rows of A are pixels of grad_y, B's are the weights where they lie:
+# columns.pxd. Rows of A are pixels of grad_y, copied side by side; B's are the weights
+# where they lie:
 #
 #   sums[pixel, (c, t)] = sum over k of grad_y[k, pixel] * weight[k, (c, t)]
 #
@@ -8,13 +9,12 @@
 
 from boxes cimport tap_list
 from correlate cimport aligned
+from direct_gradient cimport cut_rows, tile_cut
 from geometry cimport ceil_div, image, pixel
 from kernels cimport (
-    CNN_ADD, CNN_ZERO, cnn_gradient_kernel, cnn_gradient_tile, cnn_kernels, cnn_lines,
-    isize,
+    CNN_ADD, CNN_ZERO, cnn_gradient_tile, cnn_kernels, cnn_lines, isize,
 )
 from libc.string cimport memset
-from weight_gradient cimport tile_rows
 
 cdef enum:
     FILTERS_NOW = 64                    # of a tile's weights, which so stay in L1
@@ -33,7 +33,8 @@ cdef struct gradient_of_input:
 # What a task's scratch holds, in bytes from its start; steps in elements.
 cdef struct adjoint_space:
     isize pixels, columns, channels     # columns and channels in whole vectors
-    isize taps, result, tail, a, total
+    isize pitch                         # from filter to filter, an even number
+    isize taps, result, tail, errors, total
 
 
 cdef inline adjoint_space adjoint_space_of(const gradient_of_input *g) noexcept nogil:
@@ -46,15 +47,29 @@ cdef inline adjoint_space adjoint_space_of(const gradient_of_input *g) noexcept 
     s.result = s.taps + aligned(g.taps.count * s.channels * size)
     s.tail = s.result + aligned(
         g.grad_x.n * g.grad_x.h * g.grad_x.w * s.channels * size)
-    s.a = s.tail + aligned(2 * lanes * FILTERS_NOW * size)
-    s.total = s.a + aligned(
-        (s.pixels + g.kernels.gradient_tile.rows) * <isize> sizeof(void *))
+    s.pitch = s.pixels + s.pixels % 2
+    s.errors = s.tail + aligned(2 * lanes * FILTERS_NOW * size)
+    s.total = s.errors + aligned(s.pitch * FILTERS_NOW * size)
     return s
 
 
+cdef inline void copy_errors(
+    const gradient_of_input *g, const adjoint_space *s, isize filter_, isize filters,
+    char *to,
+) noexcept nogil:
+    """grad_y -> [filter][pixel], for some filters."""
+    cdef isize n, i, size = g.kernels.itemsize
+    for n in range(g.grad_y.n):
+        for i in range(g.grad_y.h):
+            g.kernels.copy(
+                to, s.pitch, 1, pixel(&g.grad_y, n, filter_, i, 0),
+                g.grad_y.step_c, g.grad_y.step_w, filters, g.grad_y.w)
+            to += g.grad_y.w * size
+
+
 cdef inline void sum_filters(
-    const gradient_of_input *g, const adjoint_space *s, const char *weight,
-    isize columns, const void *const *a, char *scratch,
+    const gradient_of_input *g, const adjoint_space *s, isize group,
+    const char *weight, isize columns, char *scratch,
 ) noexcept nogil:
     """grad_y[pixels x filters] . weight[filters x columns] -> sums, some filters at a
     time, so that a tile's weights are read from memory once for all pixels."""
@@ -62,22 +77,25 @@ cdef inline void sum_filters(
     cdef isize size = kernels.itemsize, lanes = kernels.lanes
     cdef isize row = g.channels * g.taps.count, k = 0, col, first, left, width
     cdef const char *at
-    cdef const cnn_gradient_kernel *kernel
+    cdef tile_cut tile = cut_rows(kernels, s.pixels, 1, 2 * lanes, True)
     cdef cnn_gradient_tile q
     cdef cnn_lines next
+    memset(scratch + s.errors, 0, s.pitch * FILTERS_NOW * size)
     q.batches = 1
     q.a_move = q.b_move = 0
-    q.a_step = g.grad_y.step_c
+    q.a_row, q.a_step = 1, s.pitch
     q.c_step = s.columns
     q.next = &next
     while k < g.filters:
         q.depth = min(FILTERS_NOW, g.filters - k)
-        q.a_from = k * q.a_step
+        copy_errors(g, s, group * g.filters + k, q.depth, scratch + s.errors)
         q.start = CNN_ADD if k > 0 else CNN_ZERO
         col = 0
         while col < columns:
             left = columns - col
-            width = 2 * lanes if left > lanes else lanes
+            width = lanes
+            if left > lanes:
+                width *= tile.vectors
             q.cols = min(width, left)
             at = weight + (k * row + col) * size
             q.b, q.b_step = at, row
@@ -92,12 +110,11 @@ cdef inline void sum_filters(
             next.row = next.of_row = next.left
             first = 0
             while first < s.pixels:
-                kernel = kernels.gradient_tile + tile_rows(
-                    kernels.gradient_tile, s.pixels - first)
-                q.rows = min(kernel.rows, s.pixels - first)
-                q.a = a + first
+                q.rows = min(tile.rows, s.pixels - first)
+                q.a = scratch + s.errors + first * size
                 q.c = scratch + (first * s.columns + col) * size
-                kernel.run[width // lanes - 1](&q)
+                kernels.gradient_tile[ceil_div(q.rows, 2) - 1].run[width // lanes - 1](
+                    &q)
                 first += q.rows
             col += width
         k += q.depth
@@ -111,21 +128,13 @@ cdef inline void adjoint_task(void *job, isize task, char *scratch) noexcept nog
     cdef isize channel = task % g.parts * g.some_channels
     cdef isize channels = min(g.some_channels, g.channels - channel)
     cdef adjoint_space s = adjoint_space_of(g)
-    cdef const void **a = <const void **> (scratch + s.a)
     cdef char *sums = scratch
     cdef char *to
-    cdef isize p = 0, n, i, j, t, y, x, lines = g.grad_x.h, run = g.grad_x.w
-    for n in range(g.grad_y.n):
-        for i in range(g.grad_y.h):
-            for j in range(g.grad_y.w):
-                a[p] = pixel(&g.grad_y, n, group * g.filters, i, j)
-                p += 1
-    for p in range(s.pixels, s.pixels + kernels.gradient_tile.rows):
-        a[p] = a[0]                     # rows that nobody will store
+    cdef isize n, i, j, t, y, x, lines = g.grad_x.h, run = g.grad_x.w
     sum_filters(
-        g, &s, g.weight + size * taps.count * (
+        g, &s, group, g.weight + size * taps.count * (
             group * g.filters * g.channels + channel),
-        channels * taps.count, a, scratch)
+        channels * taps.count, scratch)
     memset(scratch + s.result, 0,
            g.grad_x.n * g.grad_x.h * g.grad_x.w * s.channels * size)
     for n in range(g.grad_y.n):

@@ -215,7 +215,7 @@ static const cnn_kernels FN(kernels) = {
     .fill_row = FN(fill_row),
     .mean_rows = FN(mean_rows),
 #if defined(__x86_64__) || defined(_M_X64)
-    .stream = FN(stream),
+    .stream = FN(stream_bytes),
 #endif
 };
 

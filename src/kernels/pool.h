@@ -571,23 +571,16 @@ static void FN(fill_row)(void *dst_, double value, isize count)
 
 #if defined(__x86_64__) || defined(_M_X64)
 /* Write what no cache shall keep: memory is not read first, as it is for others */
-static void FN(stream)(void *dst_, const void *src_, isize bytes)
+static void FN(stream_bytes)(void *dst_, const void *src_, isize bytes)
 {
     char *dst = dst_;
     const char *src = src_;
     isize head = -(uintptr_t)dst % VBYTES, at;
     head = head < bytes ? head : bytes;
     memcpy(dst, src, (size_t)head);
-    for (at = head; at + VBYTES <= bytes; at += VBYTES) {
-#if VBYTES == 64
-        _mm512_stream_ps((void *)(dst + at), _mm512_loadu_ps(src + at));
-#elif VBYTES == 32
-        _mm256_stream_ps((void *)(dst + at), _mm256_loadu_ps((const void *)(src + at)));
-#else
-        _mm_stream_ps((void *)(dst + at), _mm_loadu_ps((const void *)(src + at)));
-#endif
-    }
+    for (at = head; at + VBYTES <= bytes; at += VBYTES)
+        FN(stream)((void *)(dst + at), FN(load)((const void *)(src + at)));
     memcpy(dst + at, src + at, (size_t)(bytes - at));
-    _mm_sfence();
+    FN(streamed)();
 }
 #endif
