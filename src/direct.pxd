@@ -272,9 +272,9 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
     q.a_from, q.a_step, q.next_step = 0, 1, CACHE_LINE
     q.start, q.activation = c.start, c.end
     # Blocks whose panels stay near take turns tile by tile: what they store of a pixel
-    # lies side by side (1x1 32->64 and 3x3 3->64 take 8 % less time; 1x1 64->256 of
-    # 56x56 up to a third less, 256->512 5 %; from 1024 channels on, and for more taps with
-    # panels in the second-level cache, no gain).
+    # lies side by side (1x1 32->64 and 3x3 3->64 take 3 to 8 % less time, 1x1 128->512 and
+    # 256->512 4 to 5 %; from 1024 channels on, and for more taps with panels in the
+    # second-level cache, no gain).
     if c.direct and (last - first) * c.panel_bytes <= (
             SECOND_BYTES if c.taps.count == 1 else NEAR_BYTES):
         strip = 1
