@@ -143,7 +143,6 @@ cdef inline void copy_pixels(
     const pooling *p, isize n, isize c, isize y0, isize y1, char *to
 ) noexcept nogil:
     """Rows [y0, y1) of the plane, into rows with room at both ends."""
-    cdef const pool_geometry *g = &p.g
     cdef isize size = p.x.itemsize
     to += p.forward.lead * size
     if p.x.step_w == 1:

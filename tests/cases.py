@@ -210,6 +210,7 @@ CONV_CASES = {
     "groups": ConvCase(2, 6, 8, 8, 9, 3, 3, padding=1, groups=3),
     "depthwise": ConvCase(2, 19, 8, 9, 19, 3, 3, padding=1, groups=19),
     "depthwise stride 2": ConvCase(1, 17, 9, 8, 17, 5, 5, 2, 2, groups=17),
+    "depthwise 7x7": ConvCase(1, 17, 9, 26, 17, 7, 7, padding=3, groups=17),
     "depthwise, rows of several vectors": ConvCase(
         2, 5, 13, 45, 5, 3, 3, 2, 1, groups=5
     ),

@@ -47,6 +47,7 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
     {0, 0, 0},
 };
 #include "pool.h"
+#include "pool_backward.h"
 #include "elementary.h"
 #include "pointwise.h"
 #include "normalize.h"

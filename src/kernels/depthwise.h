@@ -3,7 +3,7 @@
  *
  * A row of outputs goes by blocks of neighbours, all channels of a block before the
  * next: rows are read and written as one stream each. Taps that lie outside of the
- * row are left out. Rows of 3 or 5 neighbouring taps have bodies of their own, where
+ * row are left out. Rows of 3, 5 or 7 neighbouring taps have bodies of their own, where
  * a pixel is loaded once for all taps of its row; others pay a load a product. */
 #define SOME 8
 #define BODY static inline __attribute__((always_inline)) void
@@ -32,7 +32,7 @@ BODY FN(depthwise_near)(const cnn_depthwise *g, REAL *y, const REAL *weight,
 {
     isize step = g->x_step, left = p * stride + g->dx[0], from = -left;
     isize to = g->width - left;
-    VEC acc[SOME], w[5];
+    VEC acc[SOME], w[7];
     UNROLL for (int i = 0; i < SOME; i++)
         acc[i] = bias ? FN(load)(bias + c) : (VEC){0};
     for (isize r = 0; r < g->rows; r++) {
@@ -66,7 +66,7 @@ BODY FN(depthwise_gradient_near)(const cnn_depthwise *g, REAL *sums,
                        : (VEC){0};
     for (isize r = 0; r < g->rows; r++) {
         const REAL *x = (const REAL *)g->x[r] + left * step + c;
-        VEC acc[5] = {{0}};
+        VEC acc[7] = {{0}};
 #define ADD(i, s)                                                                 \
     if (whole || i < todo) acc[s] += error[i] * pixel
         EACH_PIXEL(near, stride, whole, from, to, ADD)
@@ -152,6 +152,10 @@ BODY FN(depthwise_gradient_any)(const cnn_depthwise *g, REAL *sums,
         WALK_NEAR(3, 2)                                                           \
     } else if (near == 5 && g->stride == 1) {                                     \
         WALK_NEAR(5, 1)                                                           \
+    } else if (near == 5 && g->stride == 2) {                                     \
+        WALK_NEAR(5, 2)                                                           \
+    } else if (near == 7 && g->stride == 1) {                                     \
+        WALK_NEAR(7, 1)                                                           \
     } else                                                                        \
         while (p < g->last) {                                                     \
             isize at = p * g->stride, s0 = 0, s1 = cols;                          \
