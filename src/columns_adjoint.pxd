@@ -177,7 +177,7 @@ cdef inline bint few_errors(const gradient_of_input *g) noexcept nogil:
     cdef isize pixels = g.grad_y.n * g.grad_y.h * g.grad_y.w
     cdef isize weights = g.filters * g.channels * g.taps.count
     return (
-        pixels <= 256 and g.grad_x.n * g.grad_x.h * g.grad_x.w <= 1024
+        0 < pixels <= 256 and g.grad_x.n * g.grad_x.h * g.grad_x.w <= 1024
         and g.channels * g.taps.count >= 2 * g.kernels.lanes and weights >= 1 << 14
         and pixels <= weights >> (12 if g.taps.sy * g.taps.sx == 1 else 10))
 

@@ -155,3 +155,21 @@ def test_relu_as_the_result_is_stored(channels, filters):
     for wrong in ("tanh", 1, ["relu"]):
         with pytest.raises(ValueError, match="must be None, 'relu' or 'relu6', got"):
             F.conv2d(x, w, b, activation=wrong)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (64, 64), (512, 512)])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 7)])
+@pytest.mark.parametrize("groups", [1, 16])
+def test_no_images_by_any_algorithm(shape, kernel, groups, kernel_set):
+    """Sizes that are 0 are nobody's divisor."""
+    k, c = shape
+    x = np.zeros((0, c, 9, 9), np.float32)
+    weight = np.ones((k, c // groups, *kernel), np.float32)
+    for stride in (1, 2):
+        options = {"stride": stride, "padding": "same", "groups": groups}
+        y = F.conv2d(x, weight, **options)
+        assert y.shape[:2] == (0, k)
+        grad_x = F.conv2d_backward_input(y, weight, x.shape, **options)
+        assert grad_x.shape == x.shape
+        grad_weight = F.conv2d_backward_weight(y, x, weight.shape, **options)
+        assert not grad_weight.any()
