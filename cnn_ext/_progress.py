@@ -157,7 +157,7 @@ class Progress:
         tensors: dict[str, np.ndarray],
     ) -> None:
         run = self.run
-        history = History(**_with_nan(state["history"]))
+        history = _history(state["history"], _count(state["epoch"]))
         generators = [self.rng]
         generators += [_generator(s) for s in state["generators"][1:]]
         of_layers = {
@@ -256,8 +256,18 @@ def _without_nan(values: Any) -> Any:
     )
 
 
-def _with_nan(history: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: [float(value) for value in values] if isinstance(values, list) else values
-        for key, values in history.items()
-    }
+def _history(saved: dict[str, Any], epochs: int) -> History:
+    """Undo `_without_nan`; every column has an entry an epoch, or validation none."""
+    history = History()
+    for name, column in vars(history).items():
+        value = saved[name]
+        if name == "stopped":
+            if not (value is None or isinstance(value, str)):
+                raise ValueError(f"{value!r} is no reason to stop")
+            history.stopped = value
+        else:
+            none = name.startswith("validation") and value == []
+            if not isinstance(value, list) or not (none or len(value) == epochs):
+                raise ValueError(f"history: {name} has not {epochs} entries")
+            column += map(float, value)
+    return history

@@ -198,6 +198,10 @@ def test_files_that_are_no_run(tmp_path):
         (b'\\"epoch\\":', b'\\"epohc\\":'),
         (b'\\"callbacks\\":', b'\\"callback_\\":'),
         (b'\\"batch\\": 0', b'\\"batch\\": 5'),
+        (b'\\"train_loss\\":', b'\\"train_less\\":'),
+        (b'\\"learning_rate\\": [0.1]', b'\\"learning_rate\\": 50.01'),
+        (b'\\"learning_rate\\": [0.1]', b'\\"learning_rate\\": []   '),
+        (b'\\"stopped\\": null', b'\\"stopped\\": 1234'),
     ):
         assert old in whole
         path.write_bytes(whole.replace(old, new))
