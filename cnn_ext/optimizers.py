@@ -206,8 +206,8 @@ class Optimizer(ABC):
         Raises
         ------
         ValueError
-            If a name is unknown or missing, or a shape or dtype is not the
-            parameter's; then nothing has been changed.
+            If a name is unknown or missing, a shape or dtype is not the
+            parameter's, or a count is below 0; then nothing has been changed.
         """
         rest = dict(state)
         taken: dict[Parameter, dict[str, np.ndarray]] = {}
@@ -230,6 +230,8 @@ class Optimizer(ABC):
                         f"state {keys[slot]!r} is {array.dtype} of shape "
                         f"{array.shape}, the parameter is {dtype} of shape {shape}"
                     )
+                if slot == "steps" and not 0 <= array < 2**62:
+                    raise ValueError(f"state {keys[slot]!r} is {array}, no count")
             taken[parameter] = {slot: array.copy() for slot, array in found.items()}
         for name in rest:
             raise ValueError(f"state has {name!r}, the model has no such parameter")

@@ -125,6 +125,8 @@ def test_names_of_the_state():
         (state | {"0.weight": before}, "state has '0.weight', the model has no such"),
         (state | {"0.weight/steps": np.zeros(2)}, "'0.weight/steps' is float64"),
         (state | {"0.weight/first": np.zeros((2, 3))}, "is float64 of shape"),
+        (state | {"0.weight/steps": np.array(-3)}, "'0.weight/steps' is -3, no count"),
+        (state | {"0.weight/steps": np.array(2**63 - 1)}, "is 9223372036854775807"),
     ):
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(model, bad)
