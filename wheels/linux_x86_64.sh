@@ -71,7 +71,10 @@ print(_runtime.kernel_set())')
     [ "$set_in_use" = "${pair##*:}" ] ||
         die "$cpu is to use the kernel set ${pair##*:}, it uses $set_in_use"
     echo "kernel set in use: $set_in_use"
-    "${emulated[@]}" -m pytest -p no:cacheprovider "${emulated_args[@]}"
+    # qemu computes each fused multiply-add in software: there only this CPU's own set
+    others=()
+    [ "$set_in_use" = baseline ] || others=(-k "not baseline")
+    "${emulated[@]}" -m pytest -p no:cacheprovider "${others[@]}" "${emulated_args[@]}"
 done
 
 say "done: $(basename "$wheel"), $(stat -c %s "$wheel") bytes"
