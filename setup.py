@@ -219,7 +219,7 @@ build_for_one_architecture()
 setup(
     ext_modules=cythonize(
         [
-            extension("runtime", ["dispatch.c", "scratch.c", "guest.c"]),
+            extension("runtime", ["dispatch.c", "scratch.c", "guest.c", "team.c"]),
             extension("conv"),
             extension("pool"),
             extension("pointwise"),

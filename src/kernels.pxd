@@ -294,6 +294,15 @@ cdef extern from "runtime.h" nogil:
     int cnn_interrupted()
     void cnn_work(cnn_task, void *, isize, char *)
 
+    ctypedef struct cnn_team:
+        isize next, tasks
+        long long worked
+
+    void cnn_work_shared(cnn_team *, cnn_task, void *, char *)
+    long long cnn_clock()
+    bint cnn_team_pays(double, long long)
+    void cnn_team_took(double, long long, long long, long long)
+
 
 # After a pass: nothing, or its exception. An interrupt's own is set already.
 cdef inline int check(int failed, str what) except -1:

@@ -6,13 +6,14 @@ import threading
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
-from cython.parallel cimport parallel, prange
+from cython.parallel cimport parallel
 
 from kernels cimport (
-    CNN_INTERRUPTED, CNN_NO_MEMORY, CNN_RUNTIME, cnn_begin, cnn_cpu_features, cnn_end,
-    cnn_enter, cnn_give, cnn_guest, cnn_interrupted, cnn_is_fork_child, cnn_kernel_sets,
-    cnn_leave, cnn_runtime, cnn_scratch_held, cnn_take, cnn_task, cnn_watch_forks, cnn_work,
-    isize,
+    CNN_INTERRUPTED, CNN_NO_MEMORY, CNN_RUNTIME, cnn_begin, cnn_clock, cnn_cpu_features,
+    cnn_end, cnn_enter, cnn_give, cnn_guest, cnn_interrupted, cnn_is_fork_child,
+    cnn_kernel_sets, cnn_leave, cnn_runtime, cnn_scratch_held, cnn_take,
+    cnn_task, cnn_team, cnn_team_pays, cnn_team_took, cnn_watch_forks, cnn_work,
+    cnn_work_shared, isize,
 )
 
 cdef extern from *:
@@ -43,6 +44,9 @@ cdef extern from *:
 # Below this many multiply-adds (about 15 us on one core) a team of threads costs
 # more than it brings.
 cdef double SERIAL_WORK = 0.5e6
+
+# Whether calls may take fewer threads than they were given, where those do not pay.
+cdef bint dynamic = os.environ.get("OMP_DYNAMIC", "").strip().lower() != "false"
 
 cdef cnn_runtime runtime
 
@@ -78,9 +82,9 @@ cdef int run_tasks(
     cnn_task task, void *job, isize tasks, size_t scratch, double work, bint may_stop
 ) noexcept nogil:
     """Run tasks 0 .. tasks-1; which thread runs which never changes a result."""
-    cdef isize i
-    cdef int threads = runtime.threads, flush = runtime.flush
-    cdef int failed = 0, stop = 0
+    cdef int threads = runtime.threads, flush = runtime.flush, stop = 0
+    cdef long long begin = 0
+    cdef cnn_team team
     cdef void *memory = NULL
     cdef cnn_guest outer
     cdef int (*asker)() noexcept nogil
@@ -91,8 +95,11 @@ cdef int run_tasks(
         work < SERIAL_WORK or omp_in_parallel() or cnn_is_fork_child()
     ):
         threads = 1
-    if threads > 1 and omp_get_max_threads() < threads:
-        threads = omp_get_max_threads()
+    if threads > 1:
+        threads = min(threads, omp_get_max_threads())
+        begin = cnn_clock()
+        if dynamic and not cnn_team_pays(work, begin):
+            threads = 1
     if may_stop and cnn_thread_ident() == main_thread:
         asker = &ask
     if threads <= 1:
@@ -104,23 +111,23 @@ cdef int run_tasks(
         cnn_end(outer)
         cnn_give(memory)
         return CNN_INTERRUPTED if stop else 0
+    team.next, team.tasks, team.worked = 0, tasks, 0
     with parallel(num_threads=threads):
+        # handed out one by one: a core that is busy elsewhere delays one task only;
+        # a thread without memory leaves them to the others
         memory = cnn_take(scratch)
-        if omp_get_thread_num() == 0:
-            outer = cnn_begin(&stop, asker, flush)
-        else:
-            outer = cnn_begin(&stop, NULL, flush)
-        # handed out one by one: a core that is busy elsewhere delays one task only
-        for i in prange(tasks, schedule="dynamic", chunksize=1):
-            if memory == NULL:
-                failed += 1
-            elif not cnn_interrupted():
-                task(job, i, <char *> memory)
-        cnn_end(outer)
-        cnn_give(memory)
+        if memory != NULL:
+            if omp_get_thread_num() == 0:
+                outer = cnn_begin(&stop, asker, flush)
+            else:
+                outer = cnn_begin(&stop, NULL, flush)
+            cnn_work_shared(&team, task, job, <char *> memory)
+            cnn_end(outer)
+            cnn_give(memory)
     if stop:
         return CNN_INTERRUPTED
-    return CNN_NO_MEMORY if failed else 0
+    cnn_team_took(work, begin, cnn_clock(), team.worked)
+    return CNN_NO_MEMORY if team.next < tasks else 0
 
 
 def kernel_sets():
@@ -169,6 +176,16 @@ def is_debug_build():
 def scratch_held():
     """Bytes of scratch memory that are kept for the next call."""
     return cnn_scratch_held()
+
+
+def team_pays(double work, long long now):
+    """Whether calls of this many multiply-adds use threads at this time."""
+    return cnn_team_pays(work, now)
+
+
+def team_took(double work, long long begin, long long end, long long worked):
+    """Tell what a call took with threads, and how long they worked in all (ns)."""
+    cnn_team_took(work, begin, end, worked)
 
 
 def address(buffer):

@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 import signal
 
+# Threads are to be used in tests, whether they pay or not. Read when cnn_ext is loaded.
+os.environ.setdefault("OMP_DYNAMIC", "false")
+
 import cases
 import pytest
 from hypothesis import HealthCheck, settings

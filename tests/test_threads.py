@@ -70,6 +70,37 @@ def test_maxima_are_the_same_for_every_kernel_set(digests):
         assert len(same) == 1, operator
 
 
+def test_threads_rest_where_they_do_not_pay():
+    """A neighbour delays threads: after three losses calls of that size do without."""
+    work, now = 2.0**61, 0
+    for _ in range(3):  # in all 1 ms of work took 3 ms
+        assert _runtime.team_pays(work, now)
+        _runtime.team_took(work, now, now + 3_000_000, 1_000_000)
+        now += 3_000_000
+    assert not _runtime.team_pays(work, now)
+    assert not _runtime.team_pays(work, now + 59_000_000)
+    assert _runtime.team_pays(work / 2, now) and _runtime.team_pays(2 * work, now)
+    now += 60_000_000
+    for _ in range(6):  # they are tried again, and win
+        assert _runtime.team_pays(work, now)
+        _runtime.team_took(work, now, now + 1_000_000, 1_500_000)
+    _runtime.team_took(work, now, now + 3_000_000, 1_000_000)
+    assert _runtime.team_pays(work, now)  # one loss alone may be chance
+
+
+def test_rests_grow_to_a_bound():
+    work, now, rests = 2.0**62, 0, []
+    for _ in range(20):
+        begin = now
+        while not _runtime.team_pays(work, now):
+            now += 1_000_000
+        rests.append(now - begin)
+        _runtime.team_took(work, now, now + 1_000_000, 1)
+        now += 1_000_000
+    assert rests[:4] == [0, 0, 0, 20_000_000]
+    assert rests[4] == 40_000_000 and set(rests[5:]) == {50_000_000}
+
+
 def test_set_and_get_num_threads(threads):
     assert cnn_ext.get_num_threads() == threads
 

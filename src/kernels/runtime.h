@@ -58,4 +58,19 @@ int cnn_interrupted(void);
 /* All tasks in this thread, or those before an interrupt. */
 void cnn_work(cnn_task task, void *job, isize tasks, char *scratch);
 
+/* Tasks that several threads share. */
+typedef struct {
+    isize next, tasks;
+    long long worked; /* nanoseconds, by all of them */
+} cnn_team;
+
+/* Tasks in this thread, one by one, as long as there are some. */
+void cnn_work_shared(cnn_team *team, cnn_task task, void *job, char *scratch);
+
+/* Nanoseconds, of a clock that never goes back. */
+long long cnn_clock(void);
+/* Whether threads are worth it now for a call of this size; what one took with them. */
+int cnn_team_pays(double work, long long now);
+void cnn_team_took(double work, long long begin, long long end, long long worked);
+
 #endif
