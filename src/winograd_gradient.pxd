@@ -18,25 +18,10 @@ from weight_gradient cimport (
     filters_at, gradient_of_weight, gradient_part, part_of, partial_sums,
     store_weights, whole_vectors,
 )
-from winograd cimport (
-    cut_patches, fill_phase, patch_taps, phase, phase_of, phases_across,
+from winograd_patches cimport (
+    cut_patches, error_taps, fill_phase, patch_taps, phase, phase_of, phases_across,
     points_of,
 )
-
-
-cdef inline tap_list error_taps(
-    const tap_list *taps, const cnn_winograd *f
-) noexcept nogil:
-    """The errors of the patches of all phases of columns."""
-    cdef tap_list errors
-    cdef isize across = phases_across(taps)
-    errors.rows, errors.wide = f.out_rows, f.out_cols * across
-    errors.count = errors.rows * errors.wide
-    errors.dy = errors.dx = errors.row = errors.row_dy = NULL
-    errors.dy_min = errors.dx_min = 0
-    errors.dy_max, errors.dx_max = errors.rows - 1, errors.wide - 1
-    errors.sy, errors.sx = errors.rows, errors.wide
-    return errors
 
 
 # What a task's scratch holds, in bytes from its start; steps in elements.

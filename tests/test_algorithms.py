@@ -43,15 +43,20 @@ def test_minimal_filtering_is_for_these_geometries(channels_last):
             g = case.geometry
             shapes = (g.n, g.c, g.h, g.w), (g.k, g.c, g.r, g.s)
             assert named(*shapes, **case.options) == ["winograd"] * 3, name
+    case = CONV_CASES["weights that tasks transform"]
+    many = named((case.n, case.c, case.h, case.w), (case.k, case.c, 3, 3), padding=1)
+    assert many == ["winograd", "winograd", "direct"]
     wide = (2, 64, 65, 65)
     assert named(wide, (64, 64, 3, 3), dilation=4, padding=4) == ["winograd"] * 3
     # a phase has two pixels, or three; the patches are more than the outputs
     small = named((8, 64, 33, 33), (64, 64, 3, 3), dilation=12, padding=12)
     assert small == ["direct"] * 3
     # transforming many weights costs more than few patches save
-    few = named((2, 512, 7, 7), (512, 512, 3, 3), padding=1)
-    assert few[0] != "winograd"
-    few = named((1, 384, 8, 8), (384, 384, 1, 3), padding=(0, 1))
+    few = named((4, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    assert few[:2] == ["winograd"] * 2
+    few = named((1, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    assert few[:2] == ["columns"] * 2
+    few = named((1, 384, 4, 4), (384, 384, 1, 3), padding=(0, 1))
     assert few[0] != "winograd"
     # no other kernels
     assert named(wide, (64, 64, 2, 2)) == ["direct"] * 3
