@@ -40,7 +40,8 @@ from weight_gradient cimport (
     CHUNKS_BYTES, add_chunks_task, gradient_of_weight, store_weights,
 )
 from winograd_gradient cimport (
-    plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
+    plan_winograd_gradient, share_values, winograd_gradient_space_of,
+    winograd_gradient_task,
 )
 from winograd cimport plan_winograd, rows_of_tiles, run_winograd, winograd_space_of
 from winograd_patches cimport count_patches, phases_across, phases_down, points_of
@@ -93,8 +94,8 @@ cdef inline const cnn_winograd *filtering(
     # In products: to transform a value of a patch and back costs about 12 (1x7 of 16
     # channels takes 1.3 times the direct sum's time, 1x5 of 32 channels 0.7 times); a
     # value of a weight 32, or 64 through memory, whence tiles get it more slowly, too
-    # (3x3 256->256 with 128 patches 0.8 times); in the gradient of weights 48 (0.9
-    # times with 32 patches). A task that transforms its weights pays 9, and 19 to pack
+    # (3x3 256->256 with 128 patches 0.8 times); in the gradient of weights 20 (512->512
+    # with 8 patches 1.1 times, 16 patches 0.8 times). A task that transforms its weights pays 9, and 19 to pack
     # each of them (3x3 256->256 with 4 patches 1.1 times, 8 patches 0.7 times), or 8
     # for those packed beforehand; values made beforehand are read for 4 (0.7 times
     # with 4 patches). Few patches are rounded up to the rows of tiles; the direct sum's
@@ -112,12 +113,12 @@ cdef inline const cnn_winograd *filtering(
         cost += 0 if packed else 19 * taps.count
     elif packed:
         cost += empty + 4 * points_of(best)
+    elif of_weights and is_streamed(best, channels, filters, kernels.itemsize):
+        cost += 3 * fewest // 10 + 20 * points_of(best)
     elif patches < kernels.mr:
         return NULL
     elif not is_streamed(best, channels, filters, kernels.itemsize):
         cost += 32 * points_of(best)
-    elif of_weights:
-        cost += 48 * points_of(best)
     else:
         cost += 2 * fewest // 5 + 64 * points_of(best)
     return best if cost < direct else NULL
@@ -441,7 +442,7 @@ cdef inline int weight_gradient(
 ) noexcept nogil:
     """Run the whole sum; 0, or -1 if scratch memory ran out."""
     cdef isize weights = w.groups * w.filters * w.channels * w.taps.count
-    cdef isize parts, size, scratch
+    cdef isize parts, size, scratch = 0
     cdef cnn_task task
     cdef int failed
     cdef double work = <double> weights * w.grad_y.n * w.grad_y.h * w.grad_y.w
@@ -469,8 +470,6 @@ cdef inline int weight_gradient(
         task, w.store = planes_gradient_task, store_planes
     elif w.algorithm == WINOGRAD:
         plan_winograd_gradient(w)
-        scratch = winograd_gradient_space_of(
-            w, w.some_channels, w.some_filters).total
         task = winograd_gradient_task
     elif few_pixels(w):
         plan_few_pixels(w)
@@ -491,7 +490,15 @@ cdef inline int weight_gradient(
         w.partial = <char *> runtime.take(parts * w.chunks * w.part_size * size)
         if w.partial == NULL:
             return -1
-    failed = runtime.run(task, w, w.chunks * parts, scratch, work)
+    failed = 0
+    if w.algorithm == WINOGRAD:
+        failed = share_values(runtime, w)
+        scratch = winograd_gradient_space_of(
+            w, w.some_channels, w.some_filters).total
+    if not failed:
+        failed = runtime.run(task, w, w.chunks * parts, scratch, work)
+    if w.algorithm == WINOGRAD and w.shared != NULL:
+        runtime.give(w.shared)
     if w.chunks > 1:
         if not failed:
             failed = runtime.run(
