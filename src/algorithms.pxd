@@ -153,11 +153,11 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs)
     c.winograd = filtering(
-        runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, c.packed, False)
+        runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, c.stays, False)
     if c.winograd != NULL:
         c.fused = is_fused(
             c.winograd, count_patches(c.winograd, &c.taps, &c.dst), c.depth, c.outs,
-            c.kernels.itemsize, c.packed)
+            c.kernels.itemsize, c.stays)
         if winograd_panel_bytes(c) <= WEIGHT_BYTES:
             return WINOGRAD
     if is_depthwise(c):
@@ -263,28 +263,27 @@ cdef inline int correlate(
     cdef int failed = 0
     if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
         return 0
-    c.packed = c.prepared != NULL
     fresh = c[0]
     p = plan_correlation(runtime, c)
-    if c.packed and not is_prepared(c, &p):     # for another memory order, or precision
+    if c.stays and not is_prepared(c, &p):     # for another memory order, or precision
         c[0] = fresh
-        c.packed = False
+        c.stays = False
         p = plan_correlation(runtime, c)
     if c.algorithm == DEPTHWISE or c.algorithm == GROUPED:
         return correlate_depthwise(runtime, c, 1, 1)
     if c.algorithm == DEPTHWISE_PLANES:
         return correlate_depthwise_planes(runtime, c)
-    if c.algorithm == WINOGRAD and c.fused and not c.packed:
+    if c.algorithm == WINOGRAD and c.fused and not c.stays:
         p.bytes -= p.panels
         p.panels = 0
     shared = <char *> runtime.take(
-        offsets_bytes(c) + (0 if c.packed else p.bytes))
+        offsets_bytes(c) + (0 if c.stays else p.bytes))
     if shared == NULL:
         return -1
     c.to = <isize *> shared
     shared += offsets_bytes(c)
     for index in range(p.count):
-        if c.packed:
+        if c.stays:
             begin_pass(c, &p, index, c.prepared + PREPARED_HEAD + index * p.bytes)
         else:
             begin_pass(c, &p, index, shared)
@@ -329,9 +328,7 @@ cdef inline isize prepared_bytes(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
     """Size of the panels of every pass; 0 where weights are used as they lie."""
-    cdef weight_passes p
-    c.packed = True
-    p = plan_correlation(runtime, c)
+    cdef weight_passes p = plan_correlation(runtime, c)
     if c.panel_bytes == 0:
         return 0
     return PREPARED_HEAD + p.count * p.bytes
@@ -341,12 +338,10 @@ cdef inline int prepare(
     const cnn_runtime *runtime, correlation *c
 ) noexcept nogil:
     """Pack the weights of every pass into c.prepared."""
-    cdef weight_passes p
+    cdef weight_passes p = plan_correlation(runtime, c)
     cdef prepared_head *head = <prepared_head *> c.prepared
     cdef isize index
     cdef int failed = 0
-    c.packed = True
-    p = plan_correlation(runtime, c)
     c.to = <isize *> runtime.take(offsets_bytes(c))
     if c.to == NULL:
         return -1

@@ -39,7 +39,8 @@ cdef struct correlation:
     const isize *order                  # of weight tap t in the tap list, or -1
     bint transposed                     # weight is [depth][outs][taps]
     const char *bias                    # a value for each channel of dst, or NULL
-    char *prepared                      # both, packed beforehand; or NULL
+    bint stays                          # both are packed beforehand:
+    char *prepared                      # here; or NULL
     int activation
 
     # what the geometry leads to
@@ -57,7 +58,6 @@ cdef struct correlation:
     bint by_columns                     # DIRECT: tiles go down the columns
     bint direct                         # tiles are stored in dst itself
     bint streamed                       # weights are more than the caches hold
-    bint packed                         # weights are packed beforehand
     bint fused                          # WINOGRAD: tasks transform the weights
     bint shares                         # WINOGRAD: tasks share their boxes' patches
     isize block, blocks                 # channels of a tile; tiles for all outs

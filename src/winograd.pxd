@@ -124,7 +124,7 @@ cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogi
     if c.fused:
         w.packed += aligned(points * (w.channels * c.block + lanes) * size)
         w.a = w.packed
-        if not c.packed:
+        if not c.stays:
             w.a += aligned(c.taps.count * w.channels * c.block * size)
     rows = w.patches + c.kernels.mr
     w.c = w.a + aligned(rows * <isize> sizeof(void *))
@@ -419,7 +419,7 @@ cdef inline void go_ahead(
     """Fetch the weights of a block's channels from `first` on during the next tiles."""
     cdef isize taps = c.weight_taps * c.kernels.itemsize, m = block * c.block
     cdef isize row = c.taps.count * width_of(c, block) * c.kernels.itemsize
-    if c.packed:
+    if c.stays:
         part.ahead = panel(c, part.group, block) + first * row
         part.ahead_step = part.q.depth * CACHE_LINE
         part.ahead_tiles = row // CACHE_LINE
@@ -447,7 +447,7 @@ cdef inline void fused_task(void *job, isize task, char *scratch) noexcept nogil
             first = chunk * w.channels
             channels = min(w.channels, c.depth - first)
             packed = scratch + w.packed
-            if c.packed:
+            if c.stays:
                 packed = panel(c, part.group, block) + (
                     first * c.taps.count * width * size)
             else:

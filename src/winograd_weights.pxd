@@ -114,7 +114,7 @@ cdef inline void winograd_pack_task(
     cdef char *to = panel(c, group, block)
     pack_bias(c, group, block)
     if c.fused:
-        if c.packed:
+        if c.stays:
             pack_taps(c, group, block, 0, c.depth, to)
         return
     pack_taps(c, group, block, 0, c.depth, scratch)
