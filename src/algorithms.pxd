@@ -1,10 +1,7 @@
 # Which algorithm a correlation gets, and the loop that runs it.
 
 from boxes cimport band_of, boxes, tap_list
-from columns cimport (
-    FEW_PIXELS, by_dots, column_space, column_space_of, columns_task, dots_task,
-    fill_shared_task, plan_columns, shared_panels,
-)
+from columns cimport FEW_PIXELS, plan_columns, run_columns
 from correlate cimport (
     COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, GROUPED, PLANES, WINOGRAD, aligned,
     correlation, order_of_weights,
@@ -43,13 +40,14 @@ from weight_gradient cimport (
     CHUNKS_BYTES, add_chunks_task, gradient_of_weight, store_weights,
 )
 from winograd_gradient cimport (
-    plan_winograd_gradient, winograd_gradient_space_of, winograd_gradient_task,
+    plan_winograd_gradient, share_values, winograd_gradient_space_of,
+    winograd_gradient_task,
 )
-from winograd cimport (
-    WEIGHT_BYTES, count_patches, is_streamed, phases_across, phases_down,
-    plan_winograd, points_of,
-    winograd_pack_bytes, winograd_pack_task, winograd_panel_bytes, winograd_space_of,
-    winograd_task,
+from winograd cimport plan_winograd, rows_of_tiles, run_winograd, winograd_space_of
+from winograd_patches cimport count_patches, phases_across, phases_down, points_of
+from winograd_weights cimport (
+    FUSED_BYTES, WEIGHT_BYTES, is_fused, is_streamed, order_of_taps,
+    winograd_pack_bytes, winograd_pack_task, winograd_panel_bytes,
 )
 
 
@@ -61,7 +59,7 @@ cdef enum:
 
 cdef inline const cnn_winograd *filtering(
     const cnn_runtime *runtime, const cnn_kernels *kernels, const tap_list *taps,
-    isize channels, isize filters, const image *dst, bint of_weights,
+    isize channels, isize filters, const image *dst, bint packed, bint of_weights,
 ) noexcept nogil:
     """The minimal filtering that pays for this geometry; NULL for the direct sum.
 
@@ -74,7 +72,7 @@ cdef inline const cnn_winograd *filtering(
     # products for a pair of channel and filter
     cdef isize direct = dst.n * dst.h * dst.w * taps.count, fewest = direct, products
     cdef isize across = phases_across(taps)
-    cdef isize cost
+    cdef isize cost, patches, empty
     if at == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
         return NULL
     if channels < 16 or filters < 16:
@@ -87,8 +85,7 @@ cdef inline const cnn_winograd *filtering(
             if products < fewest:
                 best, fewest = at[0], products
         at += 1
-    # few patches: the tiles of the products stay half empty
-    if best == NULL or fewest < kernels.mr * points_of(best):
+    if best == NULL:
         return NULL
     # phases with few pixels fill patches badly, and copies of them are mostly zeros
     if across > 1 or phases_down(taps) > 1:
@@ -97,14 +94,31 @@ cdef inline const cnn_winograd *filtering(
     # In products: to transform a value of a patch and back costs about 12 (1x7 of 16
     # channels takes 1.3 times the direct sum's time, 1x5 of 32 channels 0.7 times); a
     # value of a weight 32, or 64 through memory, whence tiles get it more slowly, too
-    # (3x3 512->512 with 16 patches 1.7 times, 32 patches 1.2 times, 256->256 with 128
-    # patches 0.8 times); in the gradient of weights 48 (0.9 times with 32 patches).
+    # (3x3 256->256 with 128 patches 0.8 times); in the gradient of weights 20 (512->512
+    # with 8 patches 1.1 times, 16 patches 0.8 times). A task that transforms its weights pays 9, and 19 to pack
+    # each of them (3x3 256->256 with 4 patches 1.1 times, 8 patches 0.7 times), or 8
+    # for those packed beforehand; values made beforehand are read for 4 (0.7 times
+    # with 4 patches). Few patches are rounded up to the rows of tiles; the direct sum's
+    # tiles for few pixels stay half empty, too.
     # Whole numbers: the caller's floating-point state is left alone.
     cost = fewest + 12 * fewest // channels + 12 * fewest // filters
-    if not is_streamed(best, channels, filters, kernels.itemsize):
+    patches = fewest // points_of(best)
+    empty = (rows_of_tiles(kernels, patches) - patches) * points_of(best)
+    if not of_weights and dst.n * dst.h * dst.w <= FEW_PIXELS:
+        direct = 7 * direct // 5
+    if not of_weights and is_fused(
+            best, patches, channels, filters, kernels.itemsize, packed):
+        cost += 6 * empty // 5 + fewest // 5
+        cost += points_of(best) * (8 if packed else 9)
+        cost += 0 if packed else 19 * taps.count
+    elif packed:
+        cost += empty + 4 * points_of(best)
+    elif of_weights and is_streamed(best, channels, filters, kernels.itemsize):
+        cost += 3 * fewest // 10 + 20 * points_of(best)
+    elif patches < kernels.mr:
+        return NULL
+    elif not is_streamed(best, channels, filters, kernels.itemsize):
         cost += 32 * points_of(best)
-    elif of_weights:
-        cost += 48 * points_of(best)
     else:
         cost += 2 * fewest // 5 + 64 * points_of(best)
     return best if cost < direct else NULL
@@ -139,9 +153,13 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs)
     c.winograd = filtering(
-        runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, False)
-    if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
-        return WINOGRAD
+        runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, c.stays, False)
+    if c.winograd != NULL:
+        c.fused = is_fused(
+            c.winograd, count_patches(c.winograd, &c.taps, &c.dst), c.depth, c.outs,
+            c.kernels.itemsize, c.stays)
+        if winograd_panel_bytes(c) <= WEIGHT_BYTES:
+            return WINOGRAD
     if is_depthwise(c):
         return DEPTHWISE
     if is_grouped(c):
@@ -196,6 +214,9 @@ cdef inline weight_passes plan_correlation(
     elif c.algorithm == WINOGRAD:
         plan_winograd(c)
         many = WEIGHT_BYTES
+        if c.fused:     # all blocks, so that patches are transformed once
+            many = c.blocks * c.panel_bytes * max(
+                1, FUSED_BYTES // winograd_space_of(c).values_bytes)
     else:
         plan_direct(c)
     many = max(1, many // max(1, c.panel_bytes))
@@ -236,25 +257,33 @@ cdef inline int correlate(
 ) noexcept nogil:
     """Run the whole correlation; 0, or -1 if scratch memory ran out."""
     cdef weight_passes p
-    cdef isize index, prepared
+    cdef correlation fresh
+    cdef isize index
     cdef char *shared
     cdef int failed = 0
     if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
         return 0
+    fresh = c[0]
     p = plan_correlation(runtime, c)
+    if c.stays and not is_prepared(c, &p):     # for another memory order, or precision
+        c[0] = fresh
+        c.stays = False
+        p = plan_correlation(runtime, c)
     if c.algorithm == DEPTHWISE or c.algorithm == GROUPED:
         return correlate_depthwise(runtime, c, 1, 1)
     if c.algorithm == DEPTHWISE_PLANES:
         return correlate_depthwise_planes(runtime, c)
-    prepared = c.prepared != NULL and is_prepared(c, &p)
+    if c.algorithm == WINOGRAD and c.fused and not c.stays:
+        p.bytes -= p.panels
+        p.panels = 0
     shared = <char *> runtime.take(
-        offsets_bytes(c) + (0 if prepared else p.bytes))
+        offsets_bytes(c) + (0 if c.stays else p.bytes))
     if shared == NULL:
         return -1
     c.to = <isize *> shared
     shared += offsets_bytes(c)
     for index in range(p.count):
-        if prepared:
+        if c.stays:
             begin_pass(c, &p, index, c.prepared + PREPARED_HEAD + index * p.bytes)
         else:
             begin_pass(c, &p, index, shared)
@@ -342,31 +371,12 @@ cdef inline int pack_pass(
             for group in range(c.group0, c.group1):
                 pack_planes(c, group)
         return 0
-    order_of_weights(c)
     if c.algorithm == WINOGRAD:
+        order_of_taps(c)
         return runtime.run(winograd_pack_task, c, panels, winograd_pack_bytes(c),
                            8 * pass_weights(c))
+    order_of_weights(c)
     return runtime.run(direct_pack_task, c, panels, 0, 4 * pass_weights(c))
-
-
-cdef inline int run_columns(
-    const cnn_runtime *runtime, correlation *c, isize tasks, double work
-) noexcept nogil:
-    cdef column_space s = column_space_of(c)
-    cdef int failed = 0
-    c.shared = NULL
-    if shared_panels(c):
-        c.shared = <char *> runtime.take(tasks // c.splits * s.panels)
-        if c.shared == NULL:
-            return -1
-        failed = runtime.run(
-            fill_shared_task, c, tasks, 0, 4 * <double> (tasks // c.splits * s.panels))
-    if not failed:
-        failed = runtime.run(
-            dots_task if by_dots(c) else columns_task, c, tasks, s.total, work)
-    if c.shared != NULL:
-        runtime.give(c.shared)
-    return failed
 
 
 cdef inline int run_pass(
@@ -388,7 +398,7 @@ cdef inline int run_pass(
     if c.algorithm == COLUMNS:
         return run_columns(runtime, c, tasks, work)
     if c.algorithm == WINOGRAD:
-        return runtime.run(winograd_task, c, tasks, winograd_space_of(c).total, work)
+        return run_winograd(runtime, c, tasks, work)
     c.around = band_of(&c.grid, &c.taps, c.depth_now)
     offsets_of_taps(c)
     return runtime.run(direct_task, c, tasks, direct_space_of(c).total, work)
@@ -400,7 +410,8 @@ cdef inline int choose_gradient(
     """Choose the algorithm of a weights' gradient from its geometry."""
     cdef isize size = w.kernels.itemsize, few
     w.winograd = filtering(
-        runtime, w.kernels, &w.taps, w.channels, w.filters, &w.grad_y, True)
+        runtime, w.kernels, &w.taps, w.channels, w.filters, &w.grad_y, False,
+        True)
     # one vector of filters, and of channels: the transforms cost what they save
     # (GFLOP/s by Winograd and direct: 3x3 16->16 142 and 148, 5x5 123 and 163, but
     # 3x3 16->32 191 and 156)
@@ -426,7 +437,7 @@ cdef inline int weight_gradient(
 ) noexcept nogil:
     """Run the whole sum; 0, or -1 if scratch memory ran out."""
     cdef isize weights = w.groups * w.filters * w.channels * w.taps.count
-    cdef isize parts, size, scratch
+    cdef isize parts, size, scratch = 0
     cdef cnn_task task
     cdef int failed
     cdef double work = <double> weights * w.grad_y.n * w.grad_y.h * w.grad_y.w
@@ -454,8 +465,6 @@ cdef inline int weight_gradient(
         task, w.store = planes_gradient_task, store_planes
     elif w.algorithm == WINOGRAD:
         plan_winograd_gradient(w)
-        scratch = winograd_gradient_space_of(
-            w, w.some_channels, w.some_filters).total
         task = winograd_gradient_task
     elif few_pixels(w):
         plan_few_pixels(w)
@@ -476,7 +485,15 @@ cdef inline int weight_gradient(
         w.partial = <char *> runtime.take(parts * w.chunks * w.part_size * size)
         if w.partial == NULL:
             return -1
-    failed = runtime.run(task, w, w.chunks * parts, scratch, work)
+    failed = 0
+    if w.algorithm == WINOGRAD:
+        failed = share_values(runtime, w)
+        scratch = winograd_gradient_space_of(
+            w, w.some_channels, w.some_filters).total
+    if not failed:
+        failed = runtime.run(task, w, w.chunks * parts, scratch, work)
+    if w.algorithm == WINOGRAD and w.shared != NULL:
+        runtime.give(w.shared)
     if w.chunks > 1:
         if not failed:
             failed = runtime.run(

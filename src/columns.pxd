@@ -11,7 +11,7 @@ from correlate cimport aligned, correlation, move_sums
 from geometry cimport ceil_div, pixel
 from kernels cimport (
     CACHE_LINE, CNN_ACT_RELU, CNN_ADD, CNN_BIAS_ROWS, CNN_LINEAR, CNN_RELU, CNN_ZERO,
-    cnn_dot_kernel, cnn_dot_tile, cnn_kernels, cnn_tile, isize, run_tile,
+    cnn_dot_kernel, cnn_dot_tile, cnn_kernels, cnn_runtime, cnn_tile, isize, run_tile,
 )
 from libc.string cimport memset
 from planes cimport weights_as_they_lie
@@ -399,3 +399,23 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
     c.panel_bytes = 0
     if not weights_as_they_lie(c):
         c.panel_bytes = aligned(c.outs * c.depth * taps.count * size)
+
+
+cdef inline int run_columns(
+    const cnn_runtime *runtime, correlation *c, isize tasks, double work
+) noexcept nogil:
+    cdef column_space s = column_space_of(c)
+    cdef int failed = 0
+    c.shared = NULL
+    if shared_panels(c):
+        c.shared = <char *> runtime.take(tasks // c.splits * s.panels)
+        if c.shared == NULL:
+            return -1
+        failed = runtime.run(
+            fill_shared_task, c, tasks, 0, 4 * <double> (tasks // c.splits * s.panels))
+    if not failed:
+        failed = runtime.run(
+            dots_task if by_dots(c) else columns_task, c, tasks, s.total, work)
+    if c.shared != NULL:
+        runtime.give(c.shared)
+    return failed

@@ -122,7 +122,7 @@ cdef correlation forward_of(
     c.groups, c.depth, c.outs = g.groups, g.c // g.groups, g.k // g.groups
     c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
     c.transposed = False
-    c.bias, c.activation, c.prepared = bias, activation, NULL
+    c.bias, c.activation, c.prepared, c.stays = bias, activation, NULL, False
     return c
 
 
@@ -136,7 +136,7 @@ cdef int run_forward(
     if make_tables(&tables, g.r * g.s):
         return -1
     c = forward_of(g, &tables, x, weight, bias, y, activation)
-    c.prepared = prepared
+    c.prepared, c.stays = prepared, prepared != NULL
     failed = correlate(runtime, &c)
     free(tables.memory)
     return failed
@@ -158,7 +158,9 @@ cdef correlation backward_of(
     c.groups, c.depth, c.outs = g.groups, g.k // g.groups, g.c // g.groups
     c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
     c.transposed = True
-    c.bias, c.activation, c.prepared = NULL, CNN_LINEAR, NULL
+    c.bias, c.activation, c.prepared, c.stays = NULL, CNN_LINEAR, NULL, False
+    c.kernels = kernels_for(runtime, grad_x.itemsize)
+    c.block = c.kernels.lanes * c.kernels.vectors
     return c
 
 
@@ -177,7 +179,6 @@ cdef int run_depthwise_input(
     while made < down * across and not make_tables(tables + made, g.r * g.s):
         phase[made] = backward_of(
             g, tables + made, grad_y, weight, grad_x, made // across, made % across)
-        phase[made].kernels = kernels_for(runtime, grad_x.itemsize)
         made += 1
     if made == down * across:
         failed = correlate_depthwise(runtime, phase, down, across)
@@ -199,6 +200,11 @@ cdef gradient_of_input gradient_from(
     return a
 
 
+cdef bint is_filtered(correlation *c) noexcept nogil:
+    """Whether the gradient of the input is one correlation by minimal filtering."""
+    return c.taps.count == c.weight_taps and choose(runtime, c) == WINOGRAD
+
+
 cdef int run_backward_input(
     const conv_geometry *g, image grad_y, const char *weight, image grad_x
 ) noexcept nogil:
@@ -208,10 +214,13 @@ cdef int run_backward_input(
     cdef gradient_of_input a
     cdef isize py, px
     cdef int failed = 0
+    cdef bint filtered
     if make_tables(&tables, g.r * g.s):
         return -1
+    c = backward_of(g, &tables, grad_y, weight, grad_x, 0, 0)
+    filtered = is_filtered(&c)
     a = gradient_from(g, &tables, grad_y, weight, grad_x)
-    if few_errors(&a):
+    if few_errors(&a) and not filtered:
         plan_adjoint(&a)
         failed = runtime.run(
             adjoint_task, &a, a.groups * a.parts, adjoint_space_of(&a).total,
@@ -219,8 +228,6 @@ cdef int run_backward_input(
             * grad_y.n * grad_y.h * grad_y.w)
         free(tables.memory)
         return failed
-    c = backward_of(g, &tables, grad_y, weight, grad_x, 0, 0)
-    c.kernels = kernels_for(runtime, grad_x.itemsize)
     if (is_depthwise(&c) or is_grouped(&c)) and g.n > 0:
         free(tables.memory)
         return run_depthwise_input(g, grad_y, weight, grad_x)
@@ -322,6 +329,7 @@ def prepare_conv2d(
         <const char *> vw.buf, NULL,
         dense_image(vw.itemsize, g.n, g.k, g.out_h, g.out_w, y_last),
         CNN_LINEAR)
+    c.stays = True
     if prepared is None:
         size = prepared_bytes(runtime, &c)
     else:
@@ -422,11 +430,10 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     c.block = c.kernels.lanes * c.kernels.vectors
     forward = names[choose(runtime, &c)]
     c = backward_of(&g, &tables, y, NULL, x, 0, 0)
-    c.kernels = kernels_for(runtime, itemsize)
-    c.block = c.kernels.lanes * c.kernels.vectors
     backward_input = names[choose(runtime, &c)]
+    filtered = is_filtered(&c)
     a = gradient_from(&g, &tables, y, NULL, x)
-    if few_errors(&a):
+    if few_errors(&a) and not filtered:
         backward_input = names[COLUMNS]
     w = gradient_of(&g, &tables, y, x, NULL)
     w.kernels = kernels_for(runtime, itemsize)

@@ -39,7 +39,8 @@ cdef struct correlation:
     const isize *order                  # of weight tap t in the tap list, or -1
     bint transposed                     # weight is [depth][outs][taps]
     const char *bias                    # a value for each channel of dst, or NULL
-    char *prepared                      # both, packed beforehand; or NULL
+    bint stays                          # both are packed beforehand:
+    char *prepared                      # here; or NULL
     int activation
 
     # what the geometry leads to
@@ -57,6 +58,8 @@ cdef struct correlation:
     bint by_columns                     # DIRECT: tiles go down the columns
     bint direct                         # tiles are stored in dst itself
     bint streamed                       # weights are more than the caches hold
+    bint fused                          # WINOGRAD: tasks transform the weights
+    bint shares                         # WINOGRAD: tasks share their boxes' patches
     isize block, blocks                 # channels of a tile; tiles for all outs
     isize panel_bytes
     # what the pass under way does
@@ -65,7 +68,7 @@ cdef struct correlation:
     isize *to
     char *panels
     char *bias_panels
-    char *shared                        # COLUMNS, splits > 1: panels of all boxes
+    char *shared                        # of all boxes: COLUMNS, panels; WINOGRAD, V
 
 
 cdef inline isize aligned(isize bytes) noexcept nogil:
@@ -83,10 +86,9 @@ cdef inline void clear_behind(
 
 
 cdef inline isize width_of(const correlation *c, isize block) noexcept nogil:
-    """Columns of a block's panel: one vector where that is enough."""
-    if c.outs - block * c.block <= c.kernels.lanes:
-        return c.kernels.lanes
-    return c.block
+    """Columns of a block's panel: as many vectors as its outs need."""
+    cdef isize lanes = c.kernels.lanes
+    return min(c.block, ceil_div(c.outs - block * c.block, lanes) * lanes)
 
 
 cdef inline isize panel_index(
@@ -107,6 +109,17 @@ cdef inline char *bias_panel(
     return c.bias_panels + c.kernels.itemsize * c.block * panel_index(c, group, block)
 
 
+cdef inline void pack_bias(
+    const correlation *c, isize group, isize block
+) noexcept nogil:
+    cdef isize size = c.kernels.itemsize, first = block * c.block
+    cdef char *bias = bias_panel(c, group, block)
+    memset(bias, 0, c.block * size)
+    if c.bias != NULL:
+        memcpy(bias, c.bias + (group * c.outs + first) * size,
+               min(c.outs - first, c.block) * size)
+
+
 cdef inline void pack_block(
     const correlation *c, isize group, isize block, char *to
 ) noexcept nogil:
@@ -114,7 +127,7 @@ cdef inline void pack_block(
     cdef isize size = c.kernels.itemsize, taps = c.weight_taps
     cdef isize first = block * c.block, width = width_of(c, block), d
     cdef isize outs = min(c.outs - first, width)
-    cdef char *bias = bias_panel(c, group, block)
+    pack_bias(c, group, block)
     if c.transposed and taps == 1 and c.taps.count == 1:
         # rows of outs as they lie; turned one by one they took half as long as the sums
         # of 400 pixels
@@ -139,9 +152,6 @@ cdef inline void pack_block(
                 (group * c.outs + first) * c.depth + c.depth0),
             taps * c.depth, outs, taps * c.depth_now,
         )
-    memset(bias, 0, c.block * size)
-    if c.bias != NULL:
-        memcpy(bias, c.bias + (group * c.outs + first) * size, outs * size)
 
 
 cdef inline void order_of_weights(correlation *c) noexcept nogil:

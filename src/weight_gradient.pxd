@@ -50,6 +50,7 @@ cdef struct gradient_of_weight:
     isize part_size                     # a part's weights, filters in whole vectors
     store_sums store
     char *partial                       # [part][chunk][part_size], if chunks > 1
+    char *shared                        # WINOGRAD: V and Q of all tasks, or NULL
 
 
 cdef inline gradient_part part_of(

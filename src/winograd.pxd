@@ -1,168 +1,68 @@
 # Winograd's minimal filtering: m outputs of a kernel of r taps from m + r - 1 pixels
 # (points), with as many products a channel instead of m * r, along rows, columns or
-# both. A task copies a band, transforms its patches (V), multiplies them with the
-# transformed weights (U) in the tile kernel, point by point, and transforms the
-# products back.
+# both. Patches are copied to a band and transformed (V), multiplied with the
+# transformed weights (U) in the tile kernel, point by point, and the products are
+# transformed back. Tasks that share a box's patches share V, too.
 #
-# A dilated kernel is an undilated one for each phase of the pixels: rows y0, y0 +
-# dilation, ... and columns x0, x0 + dilation, ... Rows of a phase are taken for an
-# image of their own. The phases of the columns stay together, so that copies run along
-# rows: a patch is wide enough for all of them, and there is one for each.
+# U is 4 times as large as the weights of 3x3 taps. Where few tasks use it, each
+# transforms what it needs of it (c.fused), a chunk of channels at a time that stays in
+# the second-level cache; else U is made once, in memory.
 
 from boxes cimport (
-    band, band_of, box, box_at, box_grid, box_pixels, cut, fill_band, halve,
-    tap_list,
+    band, band_of, box, box_at, box_grid, box_pixels, boxes, cut, halve, tap_list,
 )
 from correlate cimport (
-    aligned, bias_panel, clear_behind, correlation, move_pixels, pack_block, panel,
-    width_of,
+    aligned, bias_panel, clear_behind, correlation, move_pixels, panel, width_of,
 )
-from geometry cimport ceil_div, image, pixel
+from geometry cimport ceil_div, even_share, image, pixel
 from kernels cimport (
-    CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_tile, cnn_winograd, isize, run_tile,
+    CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_runtime, cnn_tile,
+    cnn_winograd, isize, run_tile,
+)
+from winograd_patches cimport (
+    copy_patch, count_patches, cut_patches, fill_phase, patch_taps, phase, phase_of,
+    phases_across, phases_down, points_of, rectangle,
+)
+from winograd_weights cimport (
+    is_streamed, pack_taps, point_of_panel, transform_taps, winograd_panel_bytes,
 )
 
 cdef enum:
-    # Bounds of scratch memory, in bytes: transformed weights, a task's patches.
-    WEIGHT_BYTES = 16 << 20
+    # Bounds of scratch memory, in bytes: a task's patches, those that tasks share.
     PATCH_BYTES = 640 << 10
     LARGE_BYTES = 6 << 20
     SCRATCH_BYTES = 8 << 20
+    SHARED_BYTES = 16 << 20
+    # transformed weights of a task that makes them
+    CHUNK_BYTES = 512 << 10
     # blocks that take their turn at each point
     TOGETHER = 4
 
 
-cdef inline isize points_of(const cnn_winograd *f) noexcept nogil:
-    return f.rows * f.cols
+cdef inline isize low_rows(const cnn_kernels *kernels, isize patches) noexcept nogil:
+    """Rows that low, wide tiles compute for so many patches."""
+    return ceil_div(patches, kernels.low_rows) * kernels.low_rows
 
 
-cdef inline isize phases_down(const tap_list *taps) noexcept nogil:
-    """The dilation of the rows."""
-    if taps.rows == 1:
-        return 1
-    return (taps.dy_max - taps.dy_min) // (taps.rows - 1)
+cdef inline isize high_rows(const cnn_kernels *kernels, isize patches) noexcept nogil:
+    """Rows that high tiles compute; the last one may be half a tile."""
+    cdef isize mr = kernels.mr, rest = patches % mr
+    return patches - rest + (
+        mr if 2 * rest > mr else mr // 2 if rest > 0 else 0)
 
 
-cdef inline isize phases_across(const tap_list *taps) noexcept nogil:
-    """The dilation of the columns."""
-    if taps.count == taps.rows:
-        return 1
-    return (taps.dx_max - taps.dx_min) // (taps.count // taps.rows - 1)
-
-
-cdef inline bint is_streamed(
-    const cnn_winograd *f, isize depth, isize outs, isize size
+cdef inline bint low_tiles_pay(
+    const cnn_kernels *kernels, isize patches
 ) noexcept nogil:
-    """Whether the transformed weights are more than the second-level cache holds."""
-    return points_of(f) * depth * outs * size > 1 << 20
+    return 103 * low_rows(kernels, patches) < 100 * high_rows(kernels, patches)
 
 
-cdef inline box_grid cut_patches(
-    const cnn_winograd *f, const tap_list *taps, const image *dst, isize patches
+cdef inline isize rows_of_tiles(
+    const cnn_kernels *kernels, isize patches
 ) noexcept nogil:
-    """Cut the outputs into boxes of about this many patches."""
-    cdef isize down = phases_down(taps), across = phases_across(taps)
-    return cut(
-        dst.n * down, ceil_div(ceil_div(dst.h, down), f.out_rows),
-        ceil_div(dst.w, f.out_cols * across), max(1, patches // across))
-
-
-cdef inline isize along(isize size, isize dilation, isize outputs) noexcept nogil:
-    """Patches of `outputs` along one side of an image, in all phases."""
-    cdef isize longer = size % dilation
-    return (
-        longer * ceil_div(ceil_div(size, dilation), outputs)
-        + (dilation - longer) * ceil_div(size // dilation, outputs))
-
-
-cdef inline isize count_patches(
-    const cnn_winograd *f, const tap_list *taps, const image *dst
-) noexcept nogil:
-    return (
-        dst.n * along(dst.h, phases_down(taps), f.out_rows)
-        * along(dst.w, phases_across(taps), f.out_cols))
-
-
-cdef inline tap_list patch_taps(
-    const tap_list *taps, const cnn_winograd *f
-) noexcept nogil:
-    """The pixels of the patches of all phases of columns, as taps of a place."""
-    cdef tap_list patch
-    cdef isize across = phases_across(taps)
-    patch.rows, patch.wide = f.rows, f.cols * across
-    patch.count = patch.rows * patch.wide
-    patch.dy = patch.dx = patch.row = patch.row_dy = NULL
-    patch.dy_min, patch.dy_max = taps.dy_min, taps.dy_min + patch.rows - 1
-    patch.dx_min, patch.dx_max = taps.dx_min, taps.dx_min + patch.wide - 1
-    patch.sy, patch.sx = f.out_rows, f.out_cols * across
-    return patch
-
-
-cdef inline tap_list patch_corner(const cnn_winograd *f) noexcept nogil:
-    """A patch's pixels, as taps of its first pixel."""
-    cdef tap_list patch
-    patch.count, patch.wide, patch.rows = points_of(f), f.cols, f.rows
-    patch.dy = patch.dx = patch.row = patch.row_dy = NULL
-    patch.dy_min = patch.dx_min = 0
-    patch.dy_max, patch.dx_max = f.rows - 1, f.cols - 1
-    patch.sy = patch.sx = 1
-    return patch
-
-
-# The rows of a phase of one image; row i of dst needs rows i + dy, ... of src.
-cdef struct phase:
-    image src, dst
-    isize dy
-
-
-cdef inline isize take_every(
-    char **data, isize *count, isize *step, isize size, isize first, isize every
-) noexcept nogil:
-    """See pixels first, first + every, ... alone; return where `first` is then."""
-    cdef isize at = (first % every + every) % every
-    data[0] += at * step[0] * size
-    count[0] = max(0, ceil_div(count[0] - at, every))
-    step[0] *= every
-    return (first - at) // every
-
-
-cdef inline phase phase_of(
-    const image *src, const image *dst, const tap_list *taps, isize index
-) noexcept nogil:
-    cdef phase p
-    cdef isize down = phases_down(taps), n = index // down, first = index % down
-    p.src, p.dst = src[0], dst[0]
-    p.src.n = p.dst.n = 1
-    p.src.data, p.dst.data = pixel(src, n, 0, 0, 0), pixel(dst, n, 0, 0, 0)
-    take_every(&p.dst.data, &p.dst.h, &p.dst.step_h, dst.itemsize, first, down)
-    p.dy = take_every(
-        &p.src.data, &p.src.h, &p.src.step_h, src.itemsize, first + taps.dy_min, down)
-    return p
-
-
-cdef inline void fill_phase(
-    char *to, const band *b, const box *where, tap_list *patch, isize dy,
-    const cnn_kernels *kernels, const image *src, isize channel, isize channels,
-) noexcept nogil:
-    """Copy what the patches of a box need of one phase, in its place in the band."""
-    cdef box one = where[0]
-    one.n0, one.n1 = 0, 1
-    patch.dy_max += dy - patch.dy_min
-    patch.dy_min = dy
-    fill_band(to, b, &one, patch, kernels, src, channel, channels)
-
-
-cdef inline void copy_patch(
-    char *to, const band *single, const cnn_winograd *f, const cnn_kernels *kernels,
-    image src, isize row, isize col, isize across, isize channel, isize channels,
-) noexcept nogil:
-    """Copy one patch, zeros where the image ends."""
-    cdef tap_list corner = patch_corner(f)
-    cdef box b
-    b.n0, b.n1, b.i0, b.i1 = 0, 1, row, row + 1
-    b.j0 = take_every(&src.data, &src.w, &src.step_w, src.itemsize, col, across)
-    b.j1 = b.j0 + 1
-    fill_band(to, single, &b, &corner, kernels, &src, channel, channels)
+    if low_tiles_pay(kernels, patches):
+        return low_rows(kernels, patches)
+    return high_rows(kernels, patches)
 
 
 # Where the outputs of a patch go.
@@ -171,74 +71,69 @@ cdef struct patch_end:
     isize rows, cols
 
 
-# What a task's scratch holds, in bytes from its start; steps in elements.
+# What a task's scratch holds, in bytes from its start; steps in elements. The band and
+# V are elsewhere where tasks share them.
 cdef struct winograd_space:
-    isize patches, rows, channels       # at most; the latter ones rounded up
+    isize patches, channels             # at most, of a chunk; rounded up to vectors
     isize values_step, products_step    # from point to point
+    isize chunk_step                    # of V, from chunk to chunk of channels
     isize together                      # blocks that are multiplied point by point
     isize tile_step                     # from phase to phase
-    isize values, products, a, c, ends, tile, total
+    isize values_bytes
+    isize values, products, weights, packed, a, c, ends, tile, total
+
+
+cdef inline band band_of_patches(const correlation *c, isize channels) noexcept nogil:
+    """What some channels of a box are copied to, or a patch's at the image's edge."""
+    cdef tap_list patch = patch_taps(&c.taps, c.winograd)
+    cdef box_grid single
+    if c.banded:
+        return band_of(&c.grid, &patch, channels)
+    single = cut(1, 1, 1, 1)
+    patch = rectangle(c.winograd.rows, c.winograd.cols, 0, 0, 1, 1)
+    return band_of(&single, &patch, channels)
+
+
+cdef inline isize band_bytes(const correlation *c, isize channels) noexcept nogil:
+    cdef band b = band_of_patches(c, channels)
+    # vectors of the last pixel's channels reach beyond the band
+    return aligned(c.kernels.itemsize * (c.kernels.lanes + b.image_step))
 
 
 cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogil:
     cdef winograd_space w
     cdef const cnn_winograd *f = c.winograd
-    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, lanes = c.kernels.lanes
-    cdef isize across = phases_across(&c.taps)
+    cdef isize size = c.kernels.itemsize, lanes = c.kernels.lanes, rows
+    cdef isize points = points_of(f), across = phases_across(&c.taps)
     w.patches = box_pixels(&c.grid) * across
-    w.rows = ceil_div(w.patches, mr) * mr
-    w.channels = ceil_div(c.depth, lanes) * lanes
+    w.channels = ceil_div(c.depth_now, lanes) * lanes
     # a vector more, so that no two points fall on the same cache sets
     w.values_step = w.patches * w.channels + lanes
-    w.products_step = w.rows * c.block + lanes
-    w.together = min(TOGETHER, c.blocks) if c.streamed else 1
+    w.products_step = w.patches * c.block + lanes
+    w.chunk_step = points * w.values_step
+    w.values_bytes = aligned(ceil_div(c.depth, w.channels) * w.chunk_step * size)
+    w.together = min(TOGETHER, c.blocks) if c.streamed and not c.fused else 1
     w.tile_step = (
         c.grid.box_h * f.out_rows * c.grid.box_w * f.out_cols * across * c.block)
-    # vectors of the last pixel's channels reach beyond the band
-    w.values = aligned(size * (lanes + c.around.image_step * (
-        c.grid.box_n if c.banded else 1)))
-    w.products = w.values + aligned(points_of(f) * w.values_step * size)
-    w.a = w.products + aligned(w.together * points_of(f) * w.products_step * size)
-    w.c = w.a + aligned(w.rows * <isize> sizeof(void *))
-    w.ends = w.c + aligned(w.rows * <isize> sizeof(void *))
+    w.values = w.products = 0
+    if not c.shares:
+        w.values = band_bytes(c, c.depth)
+        w.products = w.values + w.values_bytes
+    w.weights = w.products + aligned(w.together * points * w.products_step * size)
+    w.packed = w.a = w.weights
+    if c.fused:
+        w.packed += aligned(points * (w.channels * c.block + lanes) * size)
+        w.a = w.packed
+        if not c.stays:
+            w.a += aligned(c.taps.count * w.channels * c.block * size)
+    rows = w.patches + c.kernels.mr
+    w.c = w.a + aligned(rows * <isize> sizeof(void *))
+    w.ends = w.c + aligned(rows * <isize> sizeof(void *))
     w.tile = w.ends + aligned(w.patches * <isize> sizeof(patch_end))
     w.total = w.tile
     if not c.direct:
         w.total += aligned(c.grid.box_n * w.tile_step * size)
     return w
-
-
-cdef inline isize winograd_panel_bytes(const correlation *c) noexcept nogil:
-    return points_of(c.winograd) * c.depth * c.block * c.kernels.itemsize
-
-
-cdef inline isize winograd_pack_bytes(const correlation *c) noexcept nogil:
-    return c.taps.count * c.depth * c.block * c.kernels.itemsize
-
-
-cdef inline const char *point_of_panel(
-    const correlation *c, isize group, isize block, isize point
-) noexcept nogil:
-    """The transformed weights of a block at one point."""
-    return panel(c, group, block) + c.kernels.itemsize * (
-        point * c.depth * width_of(c, block))
-
-
-cdef inline void winograd_pack_task(
-    void *job, isize task, char *scratch
-) noexcept nogil:
-    """weight -> U[point][d][m] of one group and block."""
-    cdef const correlation *c = <const correlation *> job
-    cdef isize group = c.group0 + task // (c.block1 - c.block0)
-    cdef isize block = c.block0 + task % (c.block1 - c.block0)
-    cdef isize width = width_of(c, block), size = c.kernels.itemsize, d, t
-    cdef const void *taps[25]
-    cdef char *to = panel(c, group, block)
-    pack_block(c, group, block, scratch)
-    for d in range(c.depth):
-        for t in range(c.taps.count):
-            taps[t] = scratch + (t * c.depth + d) * width * size
-        c.winograd.weight(to + d * width * size, c.depth * width, taps, width)
 
 
 cdef inline box outputs_of(
@@ -256,33 +151,77 @@ cdef inline box outputs_of(
 
 cdef inline isize transform_patches(
     const correlation *c, const winograd_space *w, const box *where, isize group,
-    char *scratch,
+    isize first, isize last, char *scratch, char *values,
 ) noexcept nogil:
-    """Transform the patches of a box: V, and where the outputs of each go."""
+    """Transform channels [first, last) of the patches of a box: V."""
     cdef const cnn_kernels *kernels = c.kernels
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = kernels.itemsize, across = phases_across(&c.taps), wide
-    cdef isize n, i, j, row, col, p = 0, step_row, step_col
-    cdef const void **a = <const void **> (scratch + w.a)
-    cdef patch_end *ends = <patch_end *> (scratch + w.ends)
+    cdef isize n, i, j, row, col, p = 0, d, run, step_row, step_col
+    cdef band around = band_of_patches(c, last - first)
     cdef tap_list patch = patch_taps(&c.taps, f)
     cdef phase here
     cdef box outputs
     cdef char *x
-    cdef char *copied
-    cdef char *tile
     wide = (f.cols - 1) * across
     for n in range(where.n0, where.n1):
         here = phase_of(&c.src, &c.dst, &c.taps, n)
         outputs = outputs_of(c, where, &here)
         if outputs.i0 >= outputs.i1:
             continue
-        copied = scratch + (n - where.n0) * c.around.image_step * size
-        tile = scratch + w.tile + (n - where.n0) * w.tile_step * size
         if c.banded:
-            fill_phase(copied, &c.around, where, &patch, here.dy, kernels, &here.src,
-                       group * c.depth, c.depth)
-            clear_behind(copied, c.around.image_step, kernels)
+            fill_phase(scratch, &around, where, &patch, here.dy, kernels, &here.src,
+                       group * c.depth + first, last - first)
+            clear_behind(scratch, around.image_step, kernels)
+        for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
+            row = i * f.out_rows
+            for j in range(where.j0 * across, where.j1 * across):
+                col = j // across * f.out_cols * across + j % across
+                if col >= here.dst.w:
+                    continue
+                step_row, step_col = around.row_step, around.channels
+                if c.banded:
+                    x = scratch + size * (
+                        (row - outputs.i0) * step_row + (col - outputs.j0) * step_col)
+                    step_col *= across
+                elif (row + here.dy >= 0 and row + here.dy + f.rows <= here.src.h
+                        and col + c.taps.dx_min >= 0
+                        and col + c.taps.dx_min + wide < here.src.w):
+                    x = pixel(&here.src, 0, group * c.depth + first,
+                              row + here.dy, col + c.taps.dx_min)
+                    step_row = here.src.step_h
+                    step_col = here.src.step_w * across
+                else:
+                    x = scratch
+                    copy_patch(
+                        x, &around, f, kernels, here.src, row + here.dy,
+                        col + c.taps.dx_min, across, group * c.depth + first,
+                        last - first)
+                d = first
+                while d < last:
+                    run = min(last, (d // w.channels + 1) * w.channels) - d
+                    f.input(
+                        values + size * (
+                            d // w.channels * w.chunk_step + p * w.channels
+                            + d % w.channels),
+                        w.values_step, x + (d - first) * size, step_row, step_col, run)
+                    d += run
+                p += 1
+
+
+cdef inline isize end_patches(
+    const correlation *c, const winograd_space *w, const box *where, isize group,
+    char *tile, patch_end *ends,
+) noexcept nogil:
+    """Where the outputs of each patch of a box go: in dst, or in the tile."""
+    cdef const cnn_winograd *f = c.winograd
+    cdef isize size = c.kernels.itemsize, across = phases_across(&c.taps)
+    cdef isize n, i, j, row, col, p = 0
+    cdef phase here
+    cdef box outputs
+    for n in range(where.n0, where.n1):
+        here = phase_of(&c.src, &c.dst, &c.taps, n)
+        outputs = outputs_of(c, where, &here)
         for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
             row = i * f.out_rows
             for j in range(where.j0 * across, where.j1 * across):
@@ -297,147 +236,295 @@ cdef inline isize transform_patches(
                     ends[p].y = tile + c.block * size * (
                         (row - outputs.i0) * (outputs.j1 - outputs.j0)
                         + col - outputs.j0)
-                step_row, step_col = c.around.row_step, c.around.channels
-                if c.banded:
-                    x = copied + size * (
-                        (row - outputs.i0) * step_row + (col - outputs.j0) * step_col)
-                    step_col *= across
-                elif (row + here.dy >= 0 and row + here.dy + f.rows <= here.src.h
-                        and col + c.taps.dx_min >= 0
-                        and col + c.taps.dx_min + wide < here.src.w):
-                    x = pixel(&here.src, 0, group * c.depth,
-                              row + here.dy, col + c.taps.dx_min)
-                    step_row = here.src.step_h
-                    step_col = here.src.step_w * across
-                else:
-                    x = scratch
-                    copy_patch(
-                        x, &c.around, f, kernels, here.src, row + here.dy,
-                        col + c.taps.dx_min, across, group * c.depth, c.depth)
-                a[p] = scratch + w.values + p * w.channels * size
-                f.input(
-                    <void *> a[p], w.values_step, x, step_row, step_col, c.depth)
                 p += 1
+        tile += w.tile_step * size
     return p
 
 
-cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept nogil:
-    cdef const correlation *c = <const correlation *> job
-    cdef const cnn_kernels *kernels = c.kernels
-    cdef const cnn_winograd *f = c.winograd
-    cdef isize mr = kernels.mr, size = kernels.itemsize, points = points_of(f)
-    cdef isize across = phases_across(&c.taps)
-    cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0
+# What a task multiplies: a box's patches and some blocks of one group.
+cdef struct product_part:
+    box where
+    isize group, first, last, patches
+    const void **a                      # V of each patch
+    void **products
+    const patch_end *ends
+    char *tile
+    # what comes from memory meanwhile: lines from here on, for so many tiles
+    const char *ahead
+    isize ahead_step, ahead_tiles
+    cnn_tile q
+
+
+cdef inline product_part begin_products(
+    const correlation *c, const winograd_space *w, isize task, char *scratch
+) noexcept nogil:
+    cdef product_part part
+    cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0, p
     cdef isize split = task % c.splits
-    cdef isize group = c.group0 + task // c.splits % groups
-    cdef box where = box_at(&c.grid, task // c.splits // groups)
-    cdef winograd_space w = winograd_space_of(c)
-    cdef const void **a = <const void **> (scratch + w.a)
-    cdef void **products = <void **> (scratch + w.c)
-    cdef const patch_end *ends = <const patch_end *> (scratch + w.ends)
-    cdef isize patches = transform_patches(c, &w, &where, group, scratch)
-    cdef isize padded = ceil_div(patches, mr) * mr
-    cdef isize n, p, e, block, width, cols, first = 0, last, at
-    cdef isize step_row, step_col, step_block
+    cdef char *values = scratch + w.values
+    part.group = c.group0 + task // c.splits % groups
+    part.where = box_at(&c.grid, task // c.splits // groups)
+    part.first = c.block0 + split * count // c.splits
+    part.last = c.block0 + (split + 1) * count // c.splits
+    if c.shares:
+        values = c.shared + task // c.splits * w.values_bytes
+    else:
+        transform_patches(
+            c, w, &part.where, part.group, 0, c.depth, scratch, values)
+    part.a = <const void **> (scratch + w.a)
+    part.products = <void **> (scratch + w.c)
+    part.ends = <const patch_end *> (scratch + w.ends)
+    part.tile = scratch + w.tile
+    part.patches = end_patches(
+        c, w, &part.where, part.group, part.tile, <patch_end *> part.ends)
+    for p in range(part.patches + c.kernels.mr):    # the last ones fill a tile
+        part.a[p] = values
+        part.products[p] = scratch + w.products
+        if p < part.patches:
+            part.a[p] = values + p * w.channels * c.kernels.itemsize
+            part.products[p] = (
+                scratch + w.products + p * c.block * c.kernels.itemsize)
+    part.q.start, part.q.activation = CNN_ZERO, CNN_LINEAR
+    part.q.next, part.q.next_step = NULL, CACHE_LINE
+    part.ahead_tiles = 0
+    part.q.a_at = NULL
+    part.q.batches, part.q.depth = 1, c.depth_now
+    part.q.a_next, part.q.a_step = 0, 1
+    return part
+
+
+cdef inline void multiply_point(
+    const correlation *c, product_part *part, isize width
+) noexcept nogil:
+    """V[patches x depth] . U[depth x width] -> products, at one point."""
+    cdef cnn_tile *q = &part.q
+    cdef isize rows = c.kernels.mr, p
+    cdef bint low = width == 3 * c.kernels.lanes
+    if low:
+        rows = c.kernels.low_rows
+    q.cols = q.b_step = width
+    for p in range(ceil_div(part.patches, rows)):
+        q.next = NULL
+        if part.ahead_tiles > 0:
+            q.next = part.ahead
+            part.ahead += part.ahead_step
+            part.ahead_tiles -= 1
+        q.a = part.a + p * rows
+        q.c = part.products + p * rows
+        q.rows = min(rows, part.patches - p * rows)
+        if low:
+            c.kernels.low_tile(q)
+        else:
+            run_tile(c.kernels, q, width)
+
+
+cdef inline void store_outputs(
+    const correlation *c, const winograd_space *w, const product_part *part,
+    isize block, isize products,
+) noexcept nogil:
+    """Transform a block's products, which begin so many bytes on, to outputs."""
+    cdef const cnn_winograd *f = c.winograd
+    cdef const box *where = &part.where
+    cdef isize size = c.kernels.itemsize, across = phases_across(&c.taps), p, n
+    cdef isize cols = min(width_of(c, block), c.outs - block * c.block)
+    cdef isize step_col = across * c.block, step_block = 0
+    cdef isize step_row = c.block * (
+        min(where.j1 * f.out_cols * across, c.dst.w) - where.j0 * f.out_cols * across)
     cdef phase here
     cdef box outputs
-    cdef const char *follows
-    cdef cnn_tile q
-    for p in range(patches, padded):
-        a[p] = a[0]
-    q.start, q.activation, q.next = CNN_ZERO, CNN_LINEAR, NULL
-    q.a_at = NULL
-    q.batches, q.depth = 1, c.depth
-    q.a_next, q.a_step = 0, 1
-    q.c = products
-    for p in range(padded):
-        products[p] = scratch + w.products + p * c.block * size
-    step_col, step_block = across * c.block, 0
-    step_row = c.block * (
-        min(where.j1 * f.out_cols * across, c.dst.w) - where.j0 * f.out_cols * across)
     if c.direct:
         step_row = c.dst.step_h * phases_down(&c.taps)
         step_col = c.dst.step_w * across
         step_block = c.block * c.dst.step_c * size
-    last = c.block0 + split * count // c.splits
-    for block in range(last, c.block0 + (split + 1) * count // c.splits):
-        if block == last:
-            # V[patches x depth] . U[depth x block] -> products, point by point
-            first = block
-            last = min(block + w.together, c.block0 + (split + 1) * count // c.splits)
-            for e in range(points):
-                for at in range(first, last):
-                    width = width_of(c, at)
-                    q.cols = q.b_step = width
-                    q.b = point_of_panel(c, group, at, e)
-                    q.a_from = e * w.values_step
-                    q.c_move = ((at - first) * points + e) * w.products_step
-                    # while tiles are computed, the next panel comes from memory
-                    follows = NULL
-                    if c.streamed and at + 1 < last:
-                        follows = point_of_panel(c, group, at + 1, e)
-                    elif c.streamed and e + 1 < points:
-                        follows = point_of_panel(c, group, first, e + 1)
-                    for p in range(padded // mr):
-                        q.next = NULL
-                        if follows != NULL and p * 64 < width * size:
-                            q.next = follows + p * c.depth * 64
-                        q.a = a + p * mr
-                        q.c = products + p * mr
-                        q.rows = min(mr, patches - p * mr)
-                        run_tile(kernels, &q, width)
-        cols = min(width_of(c, block), c.outs - block * c.block)
-        for p in range(patches):
-            f.output(
-                ends[p].y + block * step_block, step_row, step_col,
-                ends[p].rows, ends[p].cols, cols,
-                <char *> products[p]
-                + (block - first) * points * w.products_step * size,
-                w.products_step, bias_panel(c, group, block), c.activation)
-        if c.direct:
-            continue
-        for n in range(where.n0, where.n1):
-            here = phase_of(&c.src, &c.dst, &c.taps, n)
-            outputs = outputs_of(c, &where, &here)
-            if outputs.i0 < outputs.i1:
-                move_pixels(
-                    kernels, &here.dst, &outputs, group * c.outs + block * c.block,
-                    cols, scratch + w.tile + (n - where.n0) * w.tile_step * size,
-                    c.block, 1, False)
+    for p in range(part.patches):
+        f.output(
+            part.ends[p].y + block * step_block, step_row, step_col,
+            part.ends[p].rows, part.ends[p].cols, cols,
+            <char *> part.products[p] + products, w.products_step,
+            bias_panel(c, part.group, block), c.activation)
+    if c.direct:
+        return
+    for n in range(where.n0, where.n1):
+        here = phase_of(&c.src, &c.dst, &c.taps, n)
+        outputs = outputs_of(c, where, &here)
+        if outputs.i0 < outputs.i1:
+            move_pixels(
+                c.kernels, &here.dst, &outputs,
+                part.group * c.outs + block * c.block, cols,
+                part.tile + (n - where.n0) * w.tile_step * size, c.block, 1, False)
+
+
+cdef inline void winograd_values_task(
+    void *job, isize task, char *scratch
+) noexcept nogil:
+    """Some channels of a box's V, where several tasks read them."""
+    cdef const correlation *c = <const correlation *> job
+    cdef isize lanes = c.kernels.lanes, part = task % c.splits
+    cdef isize vectors = ceil_div(c.depth, lanes), groups = c.group1 - c.group0
+    cdef isize first = part * vectors // c.splits * lanes
+    cdef isize last = min(c.depth, (part + 1) * vectors // c.splits * lanes)
+    cdef box where = box_at(&c.grid, task // c.splits // groups)
+    cdef winograd_space w = winograd_space_of(c)
+    if first < last:
+        transform_patches(
+            c, &w, &where, c.group0 + task // c.splits % groups, first, last, scratch,
+            c.shared + task // c.splits * w.values_bytes)
+
+
+cdef inline isize winograd_shared_bytes(const correlation *c) noexcept nogil:
+    """V of a pass."""
+    return (
+        winograd_space_of(c).values_bytes * boxes(&c.grid) * (c.group1 - c.group0))
+
+
+cdef inline isize winograd_values_bytes(const correlation *c) noexcept nogil:
+    """Scratch of the task above."""
+    cdef isize lanes = c.kernels.lanes
+    return band_bytes(c, ceil_div(ceil_div(c.depth, lanes), c.splits) * lanes)
+
+
+cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept nogil:
+    """The products with weights that are transformed already."""
+    cdef const correlation *c = <const correlation *> job
+    cdef isize size = c.kernels.itemsize, points = points_of(c.winograd)
+    cdef winograd_space w = winograd_space_of(c)
+    cdef product_part part = begin_products(c, &w, task, scratch)
+    cdef isize first = part.first, last, block, e, width, lanes = c.kernels.lanes
+    cdef const char *follows
+    while first < part.last:
+        last = min(first + w.together, part.last)
+        for e in range(points):
+            for block in range(first, last):
+                part.q.b = point_of_panel(c, part.group, block, e)
+                part.q.a_from = e * w.values_step
+                part.q.c_move = ((block - first) * points + e) * w.products_step
+                follows = NULL
+                width = width_of(c, block)
+                if c.streamed and block + 1 < last:
+                    follows = point_of_panel(c, part.group, block + 1, e)
+                elif c.streamed and e + 1 < points:
+                    follows = point_of_panel(c, part.group, first, e + 1)
+                part.ahead, part.ahead_step = follows, c.depth * CACHE_LINE
+                part.ahead_tiles = width // lanes if follows != NULL else 0
+                multiply_point(c, &part, width)
+        for block in range(first, last):
+            store_outputs(
+                c, &w, &part, block, (block - first) * points * w.products_step * size)
+        first = last
+
+
+cdef inline void go_ahead(
+    const correlation *c, product_part *part, isize block, isize first
+) noexcept nogil:
+    """Fetch the weights of a block's channels from `first` on during the next tiles."""
+    cdef isize taps = c.weight_taps * c.kernels.itemsize, m = block * c.block
+    cdef isize row = c.taps.count * width_of(c, block) * c.kernels.itemsize
+    if c.stays:
+        part.ahead = panel(c, part.group, block) + first * row
+        part.ahead_step = part.q.depth * CACHE_LINE
+        part.ahead_tiles = row // CACHE_LINE
+    elif c.transposed:
+        part.ahead = c.weight + ((part.group * c.depth + first) * c.outs + m) * taps
+        part.ahead_step, part.ahead_tiles = c.outs * taps, part.q.depth
+    else:
+        part.ahead = c.weight + ((part.group * c.outs + m) * c.depth + first) * taps
+        part.ahead_step = c.depth * taps
+        part.ahead_tiles = min(c.outs - m, c.block)
+
+
+cdef inline void fused_task(void *job, isize task, char *scratch) noexcept nogil:
+    """The products with weights that are transformed chunk by chunk."""
+    cdef const correlation *c = <const correlation *> job
+    cdef isize size = c.kernels.itemsize
+    cdef winograd_space w = winograd_space_of(c)
+    cdef product_part part = begin_products(c, &w, task, scratch)
+    cdef isize block, chunk, e, width, step, first, channels
+    cdef char *weights = scratch + w.weights
+    cdef char *packed
+    for block in range(part.first, part.last):
+        width = width_of(c, block)
+        for chunk in range(ceil_div(c.depth, w.channels)):
+            first = chunk * w.channels
+            channels = min(w.channels, c.depth - first)
+            packed = scratch + w.packed
+            if c.stays:
+                packed = panel(c, part.group, block) + (
+                    first * c.taps.count * width * size)
+            else:
+                pack_taps(c, part.group, block, first, channels, packed)
+            step = channels * width + c.kernels.lanes
+            transform_taps(c, channels, width, packed, weights, step)
+            part.q.depth = channels
+            if first + channels < c.depth:
+                go_ahead(c, &part, block, first + channels)
+            elif block + 1 < part.last:
+                go_ahead(c, &part, block + 1, 0)
+            part.q.start = CNN_ZERO if chunk == 0 else CNN_ADD
+            for e in range(points_of(c.winograd)):
+                part.q.b = weights + e * step * size
+                part.q.a_from = chunk * w.chunk_step + e * w.values_step
+                part.q.c_move = e * w.products_step
+                multiply_point(c, &part, width)
+        store_outputs(c, &w, &part, block, 0)
 
 
 cdef inline void plan_winograd(correlation *c) noexcept nogil:
     """Choose the patches of a task from the geometry alone."""
     cdef const cnn_winograd *f = c.winograd
-    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, points = points_of(f)
-    cdef isize channels = ceil_div(c.depth, c.kernels.lanes) * c.kernels.lanes
+    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, lanes = c.kernels.lanes
+    cdef isize points = points_of(f), channels = ceil_div(c.depth, lanes) * lanes
     cdef isize patches = PATCH_BYTES // (points * channels * size) // mr * mr
     cdef isize all_patches = count_patches(f, &c.taps, &c.dst)
-    cdef isize across = phases_across(&c.taps)
-    cdef tap_list patch = patch_taps(&c.taps, f)
-    cdef box_grid single
     # Weights that stream past the patches: then more patches share them, and some
     # blocks take their turn at each point.
     c.streamed = is_streamed(f, c.depth, c.outs, size)
-    if c.streamed:
-        patches = min(112, LARGE_BYTES // (
-            points * (channels + min(c.outs, TOGETHER * c.block)) * size))
-        if across == 1:     # phases fill tiles as they come
-            patches = patches // mr * mr
-    patches = min(max(patches, 2 * mr), max(2 * mr, ceil_div(
-        all_patches // (2 if c.streamed else 8), mr) * mr))
-    c.depth_now = c.depth
-    c.panel_bytes = winograd_panel_bytes(c)
+    if c.fused:
+        patches = all_patches
+    else:
+        if c.streamed:
+            patches = min(112, LARGE_BYTES // (
+                points * (channels + min(c.outs, TOGETHER * c.block)) * size))
+            if phases_across(&c.taps) == 1:     # phases fill tiles as they come
+                patches = patches // mr * mr
+        patches = min(max(patches, 2 * mr), max(2 * mr, ceil_div(
+            all_patches // (2 if c.streamed else 8), mr) * mr))
     c.grid = cut_patches(f, &c.taps, &c.dst, patches)
+    if low_tiles_pay(c.kernels, min(
+            all_patches, box_pixels(&c.grid) * phases_across(&c.taps))):
+        c.block = 3 * lanes
+        c.blocks = ceil_div(c.outs, c.block)
+    c.depth_now = c.depth
+    if c.fused:
+        c.depth_now = even_share(
+            channels // lanes, max(1, CHUNK_BYTES // (points * c.block * lanes * size)))
+        c.depth_now = min(c.depth, c.depth_now * lanes)
+    c.panel_bytes = winograd_panel_bytes(c)
     # channels last, patches are read where they lie; but vectors of the last pixel's
     # channels must not reach beyond the image
-    c.banded = c.src.step_c != 1 or c.depth % c.kernels.lanes != 0
-    if c.banded:
-        c.around = band_of(&c.grid, &patch, c.depth)
-    else:
-        single = cut(1, 1, 1, 1)
-        patch = patch_corner(f)
-        c.around = band_of(&single, &patch, c.depth)
+    c.banded = c.src.step_c != 1 or c.depth % lanes != 0
+    c.splits = 1
+    c.shares = c.fused
     while winograd_space_of(c).total > SCRATCH_BYTES and halve(&c.grid, 1):
-        if c.banded:
-            c.around = band_of(&c.grid, &patch, c.depth)
+        pass
+
+
+cdef inline int run_winograd(
+    const cnn_runtime *runtime, correlation *c, isize tasks, double work
+) noexcept nogil:
+    cdef int failed = 0
+    c.shares = c.fused or (
+        c.splits > 1 and winograd_shared_bytes(c) <= SHARED_BYTES)
+    if c.shares:
+        c.shared = <char *> runtime.take(winograd_shared_bytes(c))
+        if c.shared == NULL:
+            return -1
+        failed = runtime.run(
+            winograd_values_task, c, tasks, winograd_values_bytes(c),
+            16 * <double> winograd_shared_bytes(c) / c.kernels.itemsize)
+    if not failed:
+        failed = runtime.run(
+            fused_task if c.fused else winograd_task, c, tasks,
+            winograd_space_of(c).total, work)
+    if c.shares:
+        runtime.give(c.shared)
+    return failed

@@ -5,75 +5,187 @@
 # For each of the points the sum over patches is a product of matrices,
 # V[channels x patches] . Q[patches x filters], in the tile kernel.
 
-from boxes cimport (
-    band, band_elements, band_of, box, box_at, box_pixels, boxes, tap_list,
-)
+from boxes cimport band, band_of, box, box_at, box_pixels, boxes, tap_list
 from correlate cimport aligned, clear_behind
 from geometry cimport ceil_div, even_share
 from kernels cimport (
-    CNN_ADD, CNN_LINEAR, cnn_kernels, cnn_tile, cnn_winograd, isize, run_tile,
+    CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_runtime, cnn_tile, cnn_winograd,
+    isize, run_tile,
 )
-from libc.string cimport memset
 from weight_gradient cimport (
     filters_at, gradient_of_weight, gradient_part, part_of, partial_sums,
     store_weights, whole_vectors,
 )
-from winograd cimport (
-    cut_patches, fill_phase, patch_taps, phase, phase_of, phases_across,
+from winograd_patches cimport (
+    cut_patches, error_taps, fill_phase, patch_taps, phase, phase_of, phases_across,
     points_of,
 )
 
 
-cdef inline tap_list error_taps(
-    const tap_list *taps, const cnn_winograd *f
-) noexcept nogil:
-    """The errors of the patches of all phases of columns."""
-    cdef tap_list errors
-    cdef isize across = phases_across(taps)
-    errors.rows, errors.wide = f.out_rows, f.out_cols * across
-    errors.count = errors.rows * errors.wide
-    errors.dy = errors.dx = errors.row = errors.row_dy = NULL
-    errors.dy_min = errors.dx_min = 0
-    errors.dy_max, errors.dx_max = errors.rows - 1, errors.wide - 1
-    errors.sy, errors.sx = errors.rows, errors.wide
-    return errors
+cdef enum:
+    SHARED_BYTES = 16 << 20             # V and Q of all tasks, at most
 
 
-# What a task's scratch holds, in bytes from its start; steps in elements.
+# What a task's scratch holds, in bytes from its start; steps in elements. V and Q are
+# elsewhere where tasks share them.
 cdef struct winograd_gradient_space:
     isize rows, filters                 # channels and filters, rounded up
     isize v_step, q_step, sum_step      # from point to point
-    band around_x, around_y
-    isize sums, x, grad_y, v, q, a, c, taps, total
+    isize sums, copied, v, q, a, c, taps, total
+
+
+cdef inline tap_list pixels_of(
+    const gradient_of_weight *w, bint of_errors
+) noexcept nogil:
+    if of_errors:
+        return error_taps(&w.taps, w.winograd)
+    return patch_taps(&w.taps, w.winograd)
+
+
+cdef inline isize copied_bytes(
+    const gradient_of_weight *w, isize channels, bint of_errors
+) noexcept nogil:
+    """A band; vectors of its last pixel's channels reach beyond it."""
+    cdef tap_list pixels = pixels_of(w, of_errors)
+    cdef band around = band_of(&w.grid, &pixels, channels)
+    return aligned((around.image_step + w.kernels.lanes) * w.kernels.itemsize)
+
+
+cdef inline isize value_step(
+    const gradient_of_weight *w, isize channels
+) noexcept nogil:
+    """Elements of V or Q from point to point."""
+    return w.kernels.lanes + whole_vectors(w, channels) * (
+        box_pixels(&w.grid) * phases_across(&w.taps))
+
+
+cdef inline isize value_bytes(
+    const gradient_of_weight *w, isize channels
+) noexcept nogil:
+    return aligned(
+        points_of(w.winograd) * value_step(w, channels) * w.kernels.itemsize)
 
 
 cdef inline winograd_gradient_space winograd_gradient_space_of(
     const gradient_of_weight *w, isize channels, isize filters
 ) noexcept nogil:
     cdef winograd_gradient_space s
-    cdef isize size = w.kernels.itemsize, lanes = w.kernels.lanes
-    cdef isize patches = box_pixels(&w.grid) * phases_across(&w.taps)
-    cdef isize points = points_of(w.winograd)
-    cdef tap_list patch = patch_taps(&w.taps, w.winograd)
-    cdef tap_list errors = error_taps(&w.taps, w.winograd)
-    s.around_x = band_of(&w.grid, &patch, channels)
-    s.around_y = band_of(&w.grid, &errors, filters)
+    cdef isize size = w.kernels.itemsize, points = points_of(w.winograd)
     s.rows = ceil_div(channels, w.kernels.mr) * w.kernels.mr
     s.filters = whole_vectors(w, filters)
-    s.v_step = patches * whole_vectors(w, channels) + lanes
-    s.q_step = patches * s.filters + lanes
+    s.v_step, s.q_step = value_step(w, channels), value_step(w, filters)
     s.sum_step = s.rows * s.filters
     s.sums = 0
-    s.x = aligned(points * s.sum_step * size)
-    # vectors of the last pixel's channels reach beyond the bands
-    s.grad_y = s.x + aligned((band_elements(&w.grid, &s.around_x) + lanes) * size)
-    s.v = s.grad_y + aligned((band_elements(&w.grid, &s.around_y) + lanes) * size)
-    s.q = s.v + aligned(points * s.v_step * size)
-    s.a = s.q + aligned(points * s.q_step * size)
+    s.copied = s.v = s.q = s.a = aligned(points * s.sum_step * size)
+    if w.shared == NULL:
+        s.v += max(copied_bytes(w, channels, False), copied_bytes(w, filters, True))
+        s.q = s.v + value_bytes(w, channels)
+        s.a = s.q + value_bytes(w, filters)
     s.c = s.a + aligned(s.rows * <isize> sizeof(void *))
     s.taps = s.c + aligned(s.rows * <isize> sizeof(void *))
     s.total = s.taps + aligned(w.taps.count * channels * s.filters * size)
     return s
+
+
+cdef inline isize transform_box(
+    const gradient_of_weight *w, const box *where, bint of_errors, isize channel,
+    isize channels, char *copied, char *values,
+) noexcept nogil:
+    """Transform some channels of a box's pixels (V) or errors (Q); NULL: count them."""
+    cdef const cnn_winograd *g = w.winograd
+    cdef isize size = w.kernels.itemsize, across = phases_across(&w.taps)
+    cdef isize n, i, j, col, p = 0
+    cdef isize step = value_step(w, channels), row = whole_vectors(w, channels) * size
+    cdef tap_list pixels = pixels_of(w, of_errors)
+    cdef band around = band_of(&w.grid, &pixels, channels)
+    cdef phase here
+    cdef char *x
+    for n in range(where.n0, where.n1):
+        here = phase_of(&w.x, &w.grad_y, &w.taps, n)
+        if where.i0 * g.out_rows >= here.dst.h:
+            continue
+        if values != NULL:
+            fill_phase(
+                copied, &around, where, &pixels, 0 if of_errors else here.dy,
+                w.kernels, &here.dst if of_errors else &here.src, channel, channels)
+            clear_behind(copied, around.image_step, w.kernels)
+        for i in range(min(where.i1, ceil_div(here.dst.h, g.out_rows)) - where.i0):
+            for j in range((where.j1 - where.j0) * across):
+                col = j // across * g.out_cols * across + j % across
+                if where.j0 * g.out_cols * across + col >= here.dst.w:
+                    continue
+                x = copied + size * (
+                    i * g.out_rows * around.row_step + col * channels)
+                if values == NULL:
+                    pass
+                elif of_errors:
+                    g.error(values + p * row, step, x, around.row_step,
+                            across * channels, channels)
+                else:
+                    g.input(values + p * row, step, x, around.row_step,
+                            across * channels, channels)
+                p += 1
+    return p
+
+
+cdef inline char *shared_values(
+    const gradient_of_weight *w, isize group, isize box_index, isize part,
+    bint of_errors,
+) noexcept nogil:
+    """Where V of a part of the channels lies, or Q of a part of the filters."""
+    cdef isize at = group * boxes(&w.grid) + box_index
+    cdef isize v = value_bytes(w, w.some_channels)
+    if not of_errors:
+        return w.shared + (at * w.channel_parts + part) * v
+    return (
+        w.shared + w.groups * boxes(&w.grid) * w.channel_parts * v
+        + (at * w.filter_parts + part) * value_bytes(w, w.some_filters))
+
+
+cdef inline void share_values_task(
+    void *job, isize task, char *scratch
+) noexcept nogil:
+    """V, or Q, of one box and part, where all tasks read it."""
+    cdef const gradient_of_weight *w = <const gradient_of_weight *> job
+    cdef isize parts = w.channel_parts + w.filter_parts, part = task % parts, first
+    cdef isize group = task // parts // boxes(&w.grid)
+    cdef isize index = task // parts % boxes(&w.grid)
+    cdef bint of_errors = part >= w.channel_parts
+    cdef box where = box_at(&w.grid, index)
+    if of_errors:
+        part -= w.channel_parts
+        first = part * w.some_filters
+        transform_box(
+            w, &where, True, group * w.filters + first,
+            min(w.some_filters, w.filters - first), scratch,
+            shared_values(w, group, index, part, True))
+    else:
+        first = part * w.some_channels
+        transform_box(
+            w, &where, False, group * w.channels + first,
+            min(w.some_channels, w.channels - first), scratch,
+            shared_values(w, group, index, part, False))
+
+
+cdef inline int share_values(
+    const cnn_runtime *runtime, gradient_of_weight *w
+) noexcept nogil:
+    """Transform pixels and errors once for all parts, if there is room for it."""
+    cdef isize many = w.groups * boxes(&w.grid)
+    cdef isize bytes = many * (
+        w.channel_parts * value_bytes(w, w.some_channels)
+        + w.filter_parts * value_bytes(w, w.some_filters))
+    w.shared = NULL
+    if w.channel_parts * w.filter_parts == 1 or bytes > SHARED_BYTES:
+        return 0
+    w.shared = <char *> runtime.take(bytes)
+    if w.shared == NULL:
+        return -1
+    return runtime.run(
+        share_values_task, w, many * (w.channel_parts + w.filter_parts),
+        max(copied_bytes(w, w.some_channels, False),
+            copied_bytes(w, w.some_filters, True)),
+        16 * <double> bytes / w.kernels.itemsize)
 
 
 cdef inline void winograd_gradient_task(
@@ -86,68 +198,43 @@ cdef inline void winograd_gradient_task(
     cdef gradient_part part = part_of(w, task)
     cdef winograd_gradient_space s = winograd_gradient_space_of(
         w, part.channels, part.filters)
-    cdef isize points = points_of(g), across = phases_across(&w.taps)
-    cdef tap_list patch = patch_taps(&w.taps, g)
-    cdef tap_list errors = error_taps(&w.taps, g)
+    cdef isize points = points_of(g)
     cdef const void **a = <const void **> (scratch + s.a)
     cdef void **c = <void **> (scratch + s.c)
     cdef void *to[25]
-    cdef isize b, n, i, j, p, e, f, t, row, col, width
-    cdef isize channels = whole_vectors(w, part.channels)
+    cdef isize b, p, e, f, t, row, width
+    cdef isize first = part.chunk * boxes(&w.grid) // w.chunks
+    cdef char *v = scratch + s.v
+    cdef char *errors = scratch + s.q
     cdef char *sums
     cdef char *weights
-    cdef char *x
-    cdef char *grad_y
     cdef box where
-    cdef phase here
     cdef cnn_tile q
 
-    memset(scratch, 0, points * s.sum_step * size)
-    for row in range(s.rows):  # a row beyond the channels is not looked at
-        a[row] = scratch + s.v + (row if row < part.channels else 0) * size
-    q.start, q.activation, q.next = CNN_ADD, CNN_LINEAR, NULL
+    q.activation, q.next = CNN_LINEAR, NULL
     q.a_at = NULL
     q.batches = 1
-    q.a_next, q.a_step = 0, channels
-    for b in range(part.chunk * boxes(&w.grid) // w.chunks,
-                   (part.chunk + 1) * boxes(&w.grid) // w.chunks):
+    q.a_next, q.a_step = 0, whole_vectors(w, part.channels)
+    for b in range(first, (part.chunk + 1) * boxes(&w.grid) // w.chunks):
         if w.interrupted():
             return
         where = box_at(&w.grid, b)
-        p = 0
-        for n in range(where.n0, where.n1):
-            here = phase_of(&w.x, &w.grad_y, &w.taps, n)
-            if where.i0 * g.out_rows >= here.dst.h:
-                continue
-            x = scratch + s.x + (n - where.n0) * s.around_x.image_step * size
-            grad_y = scratch + s.grad_y + (n - where.n0) * s.around_y.image_step * size
-            fill_phase(
-                x, &s.around_x, &where, &patch, here.dy, kernels, &here.src,
-                part.group * w.channels + part.channel0, part.channels)
-            fill_phase(
-                grad_y, &s.around_y, &where, &errors, 0, kernels, &here.dst,
-                part.group * w.filters + part.filter0, part.filters)
-            clear_behind(x, s.around_x.image_step, kernels)
-            clear_behind(grad_y, s.around_y.image_step, kernels)
-            for i in range(
-                    min(where.i1, ceil_div(here.dst.h, g.out_rows)) - where.i0):
-                for j in range((where.j1 - where.j0) * across):
-                    col = j // across * g.out_cols * across + j % across
-                    if where.j0 * g.out_cols * across + col >= here.dst.w:
-                        continue
-                    g.input(
-                        scratch + s.v + p * channels * size, s.v_step,
-                        x + size * (
-                            i * g.out_rows * s.around_x.row_step
-                            + col * part.channels),
-                        s.around_x.row_step, across * part.channels, part.channels)
-                    g.error(
-                        scratch + s.q + p * s.filters * size, s.q_step,
-                        grad_y + size * (
-                            i * g.out_rows * s.around_y.row_step
-                            + col * part.filters),
-                        s.around_y.row_step, across * part.filters, part.filters)
-                    p += 1
+        if w.shared != NULL:
+            v = shared_values(
+                w, part.group, b, part.channel0 // w.some_channels, False)
+            errors = shared_values(
+                w, part.group, b, part.filter0 // w.some_filters, True)
+            p = transform_box(w, &where, False, 0, part.channels, NULL, NULL)
+        else:
+            transform_box(
+                w, &where, False, part.group * w.channels + part.channel0,
+                part.channels, scratch + s.copied, v)
+            p = transform_box(
+                w, &where, True, part.group * w.filters + part.filter0, part.filters,
+                scratch + s.copied, errors)
+        for row in range(s.rows):   # a row beyond the channels is not looked at
+            a[row] = v + (row if row < part.channels else 0) * size
+        q.start = CNN_ZERO if b == first else CNN_ADD
         # V[channels x patches] . Q[patches x filters] -> sums, point by point
         q.depth, q.b_step = p, s.filters
         for e in range(points):
@@ -157,7 +244,7 @@ cdef inline void winograd_gradient_task(
             while f < part.filters:
                 width = filters_at(w, part.filters, f)
                 q.cols = width
-                q.b = scratch + s.q + (e * s.q_step + f) * size
+                q.b = errors + (e * s.q_step + f) * size
                 q.c_move = 0
                 for row in range(s.rows):
                     c[row] = sums + row * width * size

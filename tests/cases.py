@@ -239,6 +239,9 @@ CONV_CASES = {
     "5x1 minimal filtering": ConvCase(2, 34, 16, 14, 49, 5, 1),
     "1x3 minimal filtering": ConvCase(3, 50, 12, 16, 65, 1, 3, padding=(0, 2)),
     "3x1 minimal filtering": ConvCase(5, 66, 8, 13, 49, 3, 1, padding=(1, 0)),
+    "minimal filtering of many weights": ConvCase(
+        2, 90, 13, 11, 106, 3, 3, padding=1
+    ),
     "many channels": ConvCase(1, 130, 5, 6, 70, 3, 3, padding=1),
     "large batch of small images": ConvCase(40, 3, 3, 3, 5, 3, 3, padding=1),
     "1x1, pixels in place": ConvCase(3, 32, 9, 11, 48, 1, 1),

@@ -49,9 +49,11 @@ def test_minimal_filtering_is_for_these_geometries(channels_last):
     small = named((8, 64, 33, 33), (64, 64, 3, 3), dilation=12, padding=12)
     assert small == ["direct"] * 3
     # transforming many weights costs more than few patches save
-    few = named((2, 512, 7, 7), (512, 512, 3, 3), padding=1)
-    assert few[0] != "winograd"
-    few = named((1, 384, 8, 8), (384, 384, 1, 3), padding=(0, 1))
+    few = named((4, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    assert few[:2] == ["winograd"] * 2
+    few = named((1, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    assert few[:2] == ["columns"] * 2
+    few = named((1, 384, 4, 4), (384, 384, 1, 3), padding=(0, 1))
     assert few[0] != "winograd"
     # no other kernels
     assert named(wide, (64, 64, 2, 2)) == ["direct"] * 3

@@ -43,6 +43,7 @@ def operators(dtype: str, order: str) -> dict:
     conv("3x3", (3, 21, 29, 31), (37, 21, 3, 3), padding=1)
     conv("3x3 many images", (33, 16, 9, 9), (24, 16, 3, 3), padding=1)
     conv("3x3 one image", (1, 32, 33, 35), (48, 32, 3, 3), padding=1)
+    conv("3x3 many weights", (2, 90, 15, 13), (105, 90, 3, 3), padding=1)
     conv("5x5", (3, 18, 25, 27), (33, 18, 5, 5), padding=2)
     conv("few channels", (5, 3, 40, 41), (20, 3, 7, 7), stride=2, padding=3)
     conv("strided", (3, 21, 29, 31), (37, 21, 3, 3), stride=2, padding=1)

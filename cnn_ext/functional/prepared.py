@@ -68,7 +68,7 @@ class PreparedConv2d:
         return self._geometry.y_shape
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
-        """Return ``conv2d(x, weight, bias, ...)``.
+        """Return ``conv2d(x, weight, bias, ...)``, within its precision.
 
         Parameters
         ----------
@@ -126,7 +126,9 @@ def prepare_conv2d(
     """Pack the weights of a convolution that will run many times.
 
     `conv2d` packs, or transforms, the weights at every call. That is little work for
-    large images, and most of it for small ones with many channels.
+    large images, and most of it for small ones with many channels. Weights prepared for
+    small images may be transformed where `conv2d` would not: then results differ from
+    its by rounding, and weights take up to 4 times their memory.
 
     Parameters
     ----------

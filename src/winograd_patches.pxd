@@ -1,0 +1,141 @@
+# The patches of minimal filtering: how many pixels they have, how they cover an image,
+# and where they lie in it.
+#
+# A dilated kernel is an undilated one for each phase of the pixels: rows y0, y0 +
+# dilation, ... and columns x0, x0 + dilation, ... Rows of a phase are taken for an
+# image of their own. The phases of the columns stay together, so that copies run along
+# rows: a patch is wide enough for all of them, and there is one for each.
+
+from boxes cimport band, box, box_grid, cut, fill_band, tap_list
+from geometry cimport ceil_div, image, pixel
+from kernels cimport cnn_kernels, cnn_winograd, isize
+
+
+cdef inline isize points_of(const cnn_winograd *f) noexcept nogil:
+    return f.rows * f.cols
+
+
+cdef inline isize phases_down(const tap_list *taps) noexcept nogil:
+    """The dilation of the rows."""
+    if taps.rows == 1:
+        return 1
+    return (taps.dy_max - taps.dy_min) // (taps.rows - 1)
+
+
+cdef inline isize phases_across(const tap_list *taps) noexcept nogil:
+    """The dilation of the columns."""
+    if taps.count == taps.rows:
+        return 1
+    return (taps.dx_max - taps.dx_min) // (taps.count // taps.rows - 1)
+
+
+cdef inline box_grid cut_patches(
+    const cnn_winograd *f, const tap_list *taps, const image *dst, isize patches
+) noexcept nogil:
+    """Cut the outputs into boxes of about this many patches."""
+    cdef isize down = phases_down(taps), across = phases_across(taps)
+    return cut(
+        dst.n * down, ceil_div(ceil_div(dst.h, down), f.out_rows),
+        ceil_div(dst.w, f.out_cols * across), max(1, patches // across))
+
+
+cdef inline isize along(isize size, isize dilation, isize outputs) noexcept nogil:
+    """Patches of `outputs` along one side of an image, in all phases."""
+    cdef isize longer = size % dilation
+    return (
+        longer * ceil_div(ceil_div(size, dilation), outputs)
+        + (dilation - longer) * ceil_div(size // dilation, outputs))
+
+
+cdef inline isize count_patches(
+    const cnn_winograd *f, const tap_list *taps, const image *dst
+) noexcept nogil:
+    return (
+        dst.n * along(dst.h, phases_down(taps), f.out_rows)
+        * along(dst.w, phases_across(taps), f.out_cols))
+
+
+cdef inline tap_list rectangle(
+    isize rows, isize cols, isize y, isize x, isize step_y, isize step_x
+) noexcept nogil:
+    """Pixels side by side, as taps: the first at (y, x), moved by the steps."""
+    cdef tap_list taps
+    taps.rows, taps.wide, taps.count = rows, cols, rows * cols
+    taps.dy = taps.dx = taps.row = taps.row_dy = NULL
+    taps.dy_min, taps.dy_max = y, y + rows - 1
+    taps.dx_min, taps.dx_max = x, x + cols - 1
+    taps.sy, taps.sx = step_y, step_x
+    return taps
+
+
+cdef inline tap_list patch_taps(
+    const tap_list *taps, const cnn_winograd *f
+) noexcept nogil:
+    """The pixels of the patches of all phases of columns."""
+    cdef isize across = phases_across(taps)
+    return rectangle(f.rows, f.cols * across, taps.dy_min, taps.dx_min,
+                     f.out_rows, f.out_cols * across)
+
+
+cdef inline tap_list error_taps(
+    const tap_list *taps, const cnn_winograd *f
+) noexcept nogil:
+    """The errors of the patches of all phases of columns."""
+    cdef isize wide = f.out_cols * phases_across(taps)
+    return rectangle(f.out_rows, wide, 0, 0, f.out_rows, wide)
+
+
+# The rows of a phase of one image; row i of dst needs rows i + dy, ... of src.
+cdef struct phase:
+    image src, dst
+    isize dy
+
+
+cdef inline isize take_every(
+    char **data, isize *count, isize *step, isize size, isize first, isize every
+) noexcept nogil:
+    """See pixels first, first + every, ... alone; return where `first` is then."""
+    cdef isize at = (first % every + every) % every
+    data[0] += at * step[0] * size
+    count[0] = max(0, ceil_div(count[0] - at, every))
+    step[0] *= every
+    return (first - at) // every
+
+
+cdef inline phase phase_of(
+    const image *src, const image *dst, const tap_list *taps, isize index
+) noexcept nogil:
+    cdef phase p
+    cdef isize down = phases_down(taps), n = index // down, first = index % down
+    p.src, p.dst = src[0], dst[0]
+    p.src.n = p.dst.n = 1
+    p.src.data, p.dst.data = pixel(src, n, 0, 0, 0), pixel(dst, n, 0, 0, 0)
+    take_every(&p.dst.data, &p.dst.h, &p.dst.step_h, dst.itemsize, first, down)
+    p.dy = take_every(
+        &p.src.data, &p.src.h, &p.src.step_h, src.itemsize, first + taps.dy_min, down)
+    return p
+
+
+cdef inline void fill_phase(
+    char *to, const band *b, const box *where, tap_list *patch, isize dy,
+    const cnn_kernels *kernels, const image *src, isize channel, isize channels,
+) noexcept nogil:
+    """Copy what the patches of a box need of one phase, in its place in the band."""
+    cdef box one = where[0]
+    one.n0, one.n1 = 0, 1
+    patch.dy_max += dy - patch.dy_min
+    patch.dy_min = dy
+    fill_band(to, b, &one, patch, kernels, src, channel, channels)
+
+
+cdef inline void copy_patch(
+    char *to, const band *single, const cnn_winograd *f, const cnn_kernels *kernels,
+    image src, isize row, isize col, isize across, isize channel, isize channels,
+) noexcept nogil:
+    """Copy one patch, zeros where the image ends."""
+    cdef tap_list corner = rectangle(f.rows, f.cols, 0, 0, 1, 1)
+    cdef box b
+    b.n0, b.n1, b.i0, b.i1 = 0, 1, row, row + 1
+    b.j0 = take_every(&src.data, &src.w, &src.step_w, src.itemsize, col, across)
+    b.j1 = b.j0 + 1
+    fill_band(to, single, &b, &corner, kernels, &src, channel, channels)
