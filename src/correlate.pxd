@@ -24,6 +24,7 @@ cdef enum:
     PLANES
     DEPTHWISE
     GROUPED
+    DOTS
     DEPTHWISE_PLANES
     WINOGRAD
     COLUMNS
