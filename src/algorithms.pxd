@@ -7,7 +7,7 @@ from columns cimport (
 )
 from correlate cimport (
     COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, DOTS, GROUPED, PLANES, WINOGRAD,
-    aligned, correlation, order_of_weights,
+    aligned, correlation, order_of_weights, source_bytes, turn_task,
 )
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
@@ -220,7 +220,8 @@ cdef inline int correlate(
 ) noexcept nogil:
     """Run the whole correlation; 0, or -1 if scratch memory ran out."""
     cdef weight_passes p
-    cdef isize index, prepared
+    cdef isize index, prepared, turned
+    cdef char *memory
     cdef char *shared
     cdef int failed = 0
     if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
@@ -232,13 +233,21 @@ cdef inline int correlate(
             runtime, c, 1, 1, c.prepared + PREPARED_HEAD if prepared else NULL)
     if c.algorithm == DEPTHWISE_PLANES:
         return correlate_depthwise_planes(runtime, c)
+    turned = source_bytes(c) if c.algorithm == DIRECT and c.turned else 0
     shared = <char *> runtime.take(
-        offsets_bytes(c) + (0 if prepared else p.bytes))
+        turned + offsets_bytes(c) + (0 if prepared else p.bytes))
     if shared == NULL:
         return -1
-    c.to = <isize *> shared
-    shared += offsets_bytes(c)
+    c.to = <isize *> (shared + turned)
+    if turned > 0:
+        c.src.data = shared
+        failed = runtime.run(
+            turn_task, c, c.src.n * c.src.h, 0, <double> turned)
+    memory = shared
+    shared += turned + offsets_bytes(c)
     for index in range(p.count):
+        if failed:
+            break
         if prepared:
             begin_pass(c, &p, index, c.prepared + PREPARED_HEAD + index * p.bytes)
         else:
@@ -246,9 +255,7 @@ cdef inline int correlate(
             failed = pack_pass(runtime, c)
         if not failed:
             failed = run_pass(runtime, c)
-        if failed:
-            break
-    runtime.give(c.to)
+    runtime.give(memory)
     return failed
 
 

@@ -238,6 +238,12 @@ CONV_CASES = {
     "dilated minimal filtering": ConvCase(
         2, 17, 26, 21, 34, 3, 3, padding=(3, 1), dilation=(3, 2)
     ),
+    "dilated, most taps in the padding": ConvCase(
+        2, 20, 33, 31, 35, 3, 3, padding=12, dilation=12
+    ),
+    "dilated, boxes of padding alone": ConvCase(
+        1, 34, 12, 13, 36, 2, 2, padding=13, dilation=5, groups=2
+    ),
     "1x7 minimal filtering": ConvCase(3, 33, 14, 17, 50, 1, 7, padding=(0, 3)),
     "7x1 minimal filtering": ConvCase(3, 48, 17, 14, 35, 7, 1, padding=(3, 0)),
     "1x5 minimal filtering": ConvCase(
