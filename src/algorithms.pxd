@@ -3,8 +3,8 @@
 from boxes cimport band_of, boxes, tap_list
 from columns cimport FEW_PIXELS, plan_columns, run_columns
 from correlate cimport (
-    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, GROUPED, PLANES, WINOGRAD, aligned,
-    correlation, order_of_weights,
+    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, DOTS, GROUPED, PLANES, WINOGRAD,
+    aligned, correlation, order_of_weights, source_bytes, turn_task,
 )
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
@@ -17,8 +17,9 @@ from kernels cimport (
     isize, kernels_for,
 )
 from depthwise cimport (
-    correlate_depthwise, depthwise_gradient_space, depthwise_gradient_task,
-    plan_depthwise_gradient, store_depthwise,
+    correlate_depthwise, depthwise_gradient_space, depthwise_gradient_task, has_pairs,
+    is_along_channels, pack_channels, packed_space_of, plan_depthwise_gradient,
+    store_depthwise,
 )
 from depthwise_planes cimport (
     correlate_depthwise_planes, depthwise_planes_gradient_space,
@@ -124,34 +125,9 @@ cdef inline const cnn_winograd *filtering(
     return best if cost < direct else NULL
 
 
-cdef inline bint has_pairs(const correlation *c) noexcept nogil:
-    """Whether a group has one channel in and one out."""
-    return c.depth == 1 and c.outs == 1 and c.groups > 1
-
-
-cdef inline bint is_depthwise(const correlation *c) noexcept nogil:
-    """One channel in and one out a group, channels last: whatever the taps are."""
-    return has_pairs(c) and c.src.step_c == 1 and c.dst.step_c == 1
-
-
-cdef inline bint is_grouped(const correlation *c) noexcept nogil:
-    """2, 4 or 8 channels in and as many out a group, channels last.
-
-    GFLOP/s so and by planes: 3x3 32 groups of 4 88 and 25, of 8 97 and 61, 1x1 20 and
-    9; but 5x5, whose taps do not share swapped pixels, 48 and 71, and 2 groups of 4,
-    half a vector, 30 and 40.
-    """
-    return (
-        c.groups > 1 and c.depth == c.outs
-        and (c.depth == 2 or c.depth == 4 or c.depth == 8)
-        and c.groups * c.depth >= c.kernels.lanes
-        and c.taps.count <= 3 * c.taps.rows
-        and c.src.step_c == 1 and c.dst.step_c == 1)
-
-
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
     """Choose the algorithm of a correlation from its geometry."""
-    cdef isize few = min(c.depth, c.outs)
+    cdef isize few = min(c.depth, c.outs), empty
     c.winograd = filtering(
         runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, c.stays, False)
     if c.winograd != NULL:
@@ -160,10 +136,8 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
             c.kernels.itemsize, c.stays)
         if winograd_panel_bytes(c) <= WEIGHT_BYTES:
             return WINOGRAD
-    if is_depthwise(c):
-        return DEPTHWISE
-    if is_grouped(c):
-        return GROUPED
+    if is_along_channels(c):
+        return c.algorithm
     if c.taps.count == 0:
         return DIRECT
     # rows of outputs that lie together (not the phases of a strided gradient)
@@ -172,9 +146,13 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     if (c.outs >= 16 and not c.transposed and c.dst.n * c.dst.h * c.dst.w <= FEW_PIXELS
             and c.depth * c.outs * c.taps.count >= 1 << 16):
         return COLUMNS
-    # vectors of filters would stay half empty; or few channels, and the result would
-    # have to be turned to planes
-    if c.outs < 16 or (few < 16 and c.dst.step_c != 1):
+    # vectors of filters would stay half empty (channels-last GFLOP/s by planes and
+    # directly: 3x3 8->12 72 and 69, 8->15 71 and 86; 1x1 16->6 17 and 18, 64->12 40 and
+    # 68); or few channels, and the result would have to be turned to planes
+    empty = 16
+    if c.groups == 1 and c.src.step_c == 1 and c.dst.step_c == 1 and c.depth >= 8:
+        empty = 0 if c.weight_taps == 1 else 13
+    if c.outs < empty or (few < 16 and c.dst.step_c != 1):
         return PLANES
     # one tap does not pay for turning large planes to channels-last and back
     if (c.taps.count == 1 and c.src.step_w == 1 and c.dst.step_w <= c.taps.sx
@@ -203,7 +181,13 @@ cdef inline weight_passes plan_correlation(
     c.direct = c.dst.step_c == 1 or c.outs == 1
     c.algorithm = choose(runtime, c)
     c.depth_now = c.depth
-    if c.algorithm in (DEPTHWISE, DEPTHWISE_PLANES, GROUPED):
+    if c.algorithm in (DEPTHWISE, GROUPED, DOTS):
+        c.panel_bytes = packed_space_of(c).total
+        p.groups, p.blocks, p.depth = c.groups, c.blocks, c.depth
+        p.block_passes = p.chunks = p.count = 1
+        p.panels = p.bytes = c.panel_bytes
+        return p
+    if c.algorithm == DEPTHWISE_PLANES:
         c.panel_bytes = 0
     elif c.algorithm == PLANES:
         plan_planes(c)
@@ -258,7 +242,8 @@ cdef inline int correlate(
     """Run the whole correlation; 0, or -1 if scratch memory ran out."""
     cdef weight_passes p
     cdef correlation fresh
-    cdef isize index
+    cdef isize index, turned
+    cdef char *memory
     cdef char *shared
     cdef int failed = 0
     if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
@@ -269,20 +254,29 @@ cdef inline int correlate(
         c[0] = fresh
         c.stays = False
         p = plan_correlation(runtime, c)
-    if c.algorithm == DEPTHWISE or c.algorithm == GROUPED:
-        return correlate_depthwise(runtime, c, 1, 1)
+    if c.algorithm in (DEPTHWISE, GROUPED, DOTS):
+        return correlate_depthwise(
+            runtime, c, 1, 1, c.prepared + PREPARED_HEAD if c.stays else NULL)
     if c.algorithm == DEPTHWISE_PLANES:
         return correlate_depthwise_planes(runtime, c)
     if c.algorithm == WINOGRAD and c.fused and not c.stays:
         p.bytes -= p.panels
         p.panels = 0
+    turned = source_bytes(c) if c.algorithm == DIRECT and c.turned else 0
     shared = <char *> runtime.take(
-        offsets_bytes(c) + (0 if c.stays else p.bytes))
+        turned + offsets_bytes(c) + (0 if c.stays else p.bytes))
     if shared == NULL:
         return -1
-    c.to = <isize *> shared
-    shared += offsets_bytes(c)
+    c.to = <isize *> (shared + turned)
+    if turned > 0:
+        c.src.data = shared
+        failed = runtime.run(
+            turn_task, c, c.src.n * c.src.h, 0, <double> turned)
+    memory = shared
+    shared += turned + offsets_bytes(c)
     for index in range(p.count):
+        if failed:
+            break
         if c.stays:
             begin_pass(c, &p, index, c.prepared + PREPARED_HEAD + index * p.bytes)
         else:
@@ -290,9 +284,7 @@ cdef inline int correlate(
             failed = pack_pass(runtime, c)
         if not failed:
             failed = run_pass(runtime, c)
-        if failed:
-            break
-    runtime.give(c.to)
+    runtime.give(memory)
     return failed
 
 
@@ -342,6 +334,11 @@ cdef inline int prepare(
     cdef prepared_head *head = <prepared_head *> c.prepared
     cdef isize index
     cdef int failed = 0
+    if c.algorithm in (DEPTHWISE, GROUPED, DOTS):
+        memset(c.prepared, 0, PREPARED_HEAD)
+        head[0] = head_of(c, &p)
+        pack_channels(c, c.prepared + PREPARED_HEAD)
+        return 0
     c.to = <isize *> runtime.take(offsets_bytes(c))
     if c.to == NULL:
         return -1

@@ -10,8 +10,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
 
 from algorithms cimport (
-    choose, choose_gradient, correlate, is_depthwise, is_grouped, prepare,
-    prepared_bytes, weight_gradient,
+    choose, choose_gradient, correlate, prepare, prepared_bytes, weight_gradient,
 )
 from boxes cimport tap_list
 from channel_sums cimport sum_channels
@@ -19,10 +18,11 @@ from columns_adjoint cimport (
     adjoint_space_of, adjoint_task, few_errors, gradient_of_input, plan_adjoint,
 )
 from correlate cimport (
-    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, GROUPED, PLANES, WINOGRAD,
+    COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, DOTS, GROUPED, PLANES, WINOGRAD,
     correlation,
 )
-from depthwise cimport correlate_depthwise
+from depthwise cimport correlate_depthwise, is_along_channels
+from depthwise_planes cimport correlate_plane_phases, is_phased_planes
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
 )
@@ -164,8 +164,9 @@ cdef correlation backward_of(
     return c
 
 
-cdef int run_depthwise_input(
-    const conv_geometry *g, image grad_y, const char *weight, image grad_x
+cdef int run_phases(
+    const conv_geometry *g, image grad_y, const char *weight, image grad_x,
+    int algorithm,
 ) noexcept nogil:
     """All phases in one pass: their pixels are neighbours."""
     cdef isize down = min(g.stride_h, g.h), across = min(g.stride_w, g.w), p
@@ -179,9 +180,14 @@ cdef int run_depthwise_input(
     while made < down * across and not make_tables(tables + made, g.r * g.s):
         phase[made] = backward_of(
             g, tables + made, grad_y, weight, grad_x, made // across, made % across)
+        phase[made].algorithm = algorithm
         made += 1
     if made == down * across:
-        failed = correlate_depthwise(runtime, phase, down, across)
+        if algorithm == DEPTHWISE_PLANES:
+            failed = correlate_plane_phases(
+                runtime, phase, down, across, grad_x.step_h)
+        else:
+            failed = correlate_depthwise(runtime, phase, down, across, NULL)
     for p in range(made):
         free(tables[p].memory)
     free(tables)
@@ -228,9 +234,10 @@ cdef int run_backward_input(
             * grad_y.n * grad_y.h * grad_y.w)
         free(tables.memory)
         return failed
-    if (is_depthwise(&c) or is_grouped(&c)) and g.n > 0:
+    if g.n > 0 and (
+            is_phased_planes(&c, g.stride_h, g.stride_w) or is_along_channels(&c)):
         free(tables.memory)
-        return run_depthwise_input(g, grad_y, weight, grad_x)
+        return run_phases(g, grad_y, weight, grad_x, c.algorithm)
     for py in range(min(g.stride_h, g.h)):
         for px in range(min(g.stride_w, g.w)):
             c = backward_of(g, &tables, grad_y, weight, grad_x, py, px)
@@ -422,7 +429,7 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     names = {
         DIRECT: "direct", PLANES: "planes", DEPTHWISE: "depthwise",
         WINOGRAD: "winograd", COLUMNS: "columns",
-        DEPTHWISE_PLANES: "depthwise-planes", GROUPED: "grouped",
+        DEPTHWISE_PLANES: "depthwise-planes", GROUPED: "grouped", DOTS: "dots",
     }
     check(make_tables(&tables, g.r * g.s), "explain_conv2d")
     c = forward_of(&g, &tables, x, NULL, NULL, y, CNN_LINEAR)
@@ -432,6 +439,8 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     c = backward_of(&g, &tables, y, NULL, x, 0, 0)
     backward_input = names[choose(runtime, &c)]
     filtered = is_filtered(&c)
+    if is_phased_planes(&c, g.stride_h, g.stride_w):
+        backward_input = names[DEPTHWISE_PLANES]
     a = gradient_from(&g, &tables, y, NULL, x)
     if few_errors(&a) and not filtered:
         backward_input = names[COLUMNS]

@@ -24,6 +24,7 @@ cdef enum:
     PLANES
     DEPTHWISE
     GROUPED
+    DOTS
     DEPTHWISE_PLANES
     WINOGRAD
     COLUMNS
@@ -32,6 +33,7 @@ cdef enum:
 cdef struct correlation:
     const cnn_kernels *kernels
     image src, dst
+    image planes_src                    # DIRECT, turned: what src is a copy of
     isize groups, depth, outs           # channels of src and dst in one group
     tap_list taps
     const char *weight                  # contiguous, every tap of it
@@ -54,6 +56,7 @@ cdef struct correlation:
     box_grid grid                       # of outputs, or of Winograd's patches
     band around
     bint banded                         # the source is copied into bands
+    bint turned                         # DIRECT: all of the source is copied first
     bint padded                         # taps can lie outside of the image
     bint by_columns                     # DIRECT: tiles go down the columns
     bint direct                         # tiles are stored in dst itself
@@ -194,3 +197,33 @@ cdef inline void move_pixels(
             else:
                 kernels.copy(at, to_row, to_col, sums, row, col, rows, cols)
             sums += run * pixel_step * dst.itemsize
+
+
+cdef enum:
+    TURNED_BYTES = 16 << 20             # of a source that is copied channels-last
+
+
+cdef inline isize source_bytes(const correlation *c) noexcept nogil:
+    return aligned(
+        c.src.n * c.src.h * c.src.w * c.groups * c.depth * c.src.itemsize)
+
+
+cdef inline void turn(correlation *c) noexcept nogil:
+    """Plan to copy all of the source, channels last, where many boxes would have copied
+    much of it each."""
+    c.turned = True
+    c.planes_src = c.src
+    c.src.data = NULL
+    c.src.step_c, c.src.step_w = 1, c.groups * c.depth
+    c.src.step_h = c.src.w * c.src.step_w
+    c.src.step_n = c.src.h * c.src.step_h
+
+
+cdef inline void turn_task(void *job, isize task, char *scratch) noexcept nogil:
+    """Copy a row of an image."""
+    cdef const correlation *c = <const correlation *> job
+    cdef isize n = task // c.src.h, y = task % c.src.h
+    c.kernels.copy(
+        pixel(&c.src, n, 0, y, 0), c.src.step_w, 1,
+        pixel(&c.planes_src, n, 0, y, 0), c.planes_src.step_w, c.planes_src.step_c,
+        c.src.w, c.src.step_w)

@@ -1,10 +1,11 @@
-# Depthwise convolution of channels-last arrays: one channel in, one out, a group, or
-# as few on both sides (a power of 2). Lanes are channels; the source is read where it
-# lies, and taps beyond its border are left out. A task makes some rows, or some columns
-# of them; the gradient of depthwise weights beside the sum itself.
+# Correlations of channels-last arrays whose lanes are channels, the source read where it
+# lies; taps beyond its border are left out. Depthwise: one channel in, one out, a group,
+# or as few on both sides (a power of 2); or many in and few out, a dot product each. A
+# task makes some rows, or some columns of them. The gradient of depthwise weights beside
+# the sum itself.
 
 from boxes cimport box, box_at, boxes, cut, tap_list
-from correlate cimport aligned, correlation
+from correlate cimport DEPTHWISE, DOTS, GROUPED, aligned, correlation
 from geometry cimport ceil_div, even_share, image, pixel
 from kernels cimport (
     CNN_GROUPED_SOME, cnn_depthwise, cnn_kernels, cnn_runtime, isize,
@@ -18,6 +19,64 @@ cdef enum:
     DEPTHWISE_ELEMENTS = 65536
     ROWS_BYTES = 256 << 10
     SUMS_BYTES = 24 << 10
+    IMAGE_BYTES = 1 << 20               # of an image that caches hold
+    DOT_BYTES = 512 << 10               # of weights whose rows are dotted
+
+
+cdef inline bint has_pairs(const correlation *c) noexcept nogil:
+    """Whether a group has one channel in and one out."""
+    return c.depth == 1 and c.outs == 1 and c.groups > 1
+
+
+cdef inline bint is_depthwise(const correlation *c) noexcept nogil:
+    """One channel in and one out a group, channels last: whatever the taps are."""
+    return has_pairs(c) and c.src.step_c == 1 and c.dst.step_c == 1
+
+
+cdef inline bint is_grouped(const correlation *c) noexcept nogil:
+    """2, 4 or 8 channels in and as many out a group, channels last.
+
+    GFLOP/s so and by planes: 3x3 32 groups of 4 88 and 25, of 8 97 and 61, 1x1 20 and
+    9; but 5x5, whose taps do not share swapped pixels, 48 and 71, and 2 groups of 4,
+    half a vector, 30 and 40.
+    """
+    return (
+        c.groups > 1 and c.depth == c.outs
+        and (c.depth == 2 or c.depth == 4 or c.depth == 8)
+        and c.groups * c.depth >= c.kernels.lanes
+        and c.taps.count <= 3 * c.taps.rows
+        and c.src.step_c == 1 and c.dst.step_c == 1)
+
+
+cdef inline bint is_dots(const correlation *c) noexcept nogil:
+    """Few channels out, from vectors of them that are mostly full, channels last.
+
+    GFLOP/s so, by planes and directly (AVX-512): 3x3 64->3 93, 48, 24; 64->10 116, 80,
+    79; 32->4 63, 52, 30; 32->12 85, 96, 90; but 20->3 46, 49, 19; 16->8 62, 83, 48;
+    64->15 103, 85, 126. 1x1 64->3 29, 14, 17; 256->8 72, 36, 60; 64->8 39, 31, 47.
+    """
+    cdef isize lanes = c.kernels.lanes, whole = ceil_div(c.depth, lanes) * lanes
+    if not (c.src.step_c == 1 and (c.dst.step_c == 1 or c.outs == 1)):
+        return False
+    if (c.outs > 12 or c.depth < lanes or 4 * c.depth < 3 * whole or c.taps.count == 0
+            or c.outs * whole * c.weight_taps * c.kernels.itemsize > DOT_BYTES):
+        return False
+    if c.weight_taps == 1:
+        return c.depth >= 8 * c.outs
+    return 1 < c.outs <= 4 or c.depth >= 2 * lanes
+
+
+cdef inline bint is_along_channels(correlation *c) noexcept nogil:
+    """Whether lanes are channels, of the source where it lies: sets how."""
+    if is_depthwise(c):
+        c.algorithm = DEPTHWISE
+    elif is_grouped(c):
+        c.algorithm = GROUPED
+    elif is_dots(c):
+        c.algorithm = DOTS
+    else:
+        return False
+    return True
 
 
 # Correlations whose outputs interleave: one for a forward pass, one for each phase of
@@ -26,11 +85,56 @@ cdef struct depthwise_job:
     const cnn_kernels *kernels
     const correlation *phase
     isize down, across
-    isize channels
     isize rows_per_task, cols_per_task, row_tasks, col_tasks
-    const char *weight                  # [tap][channel]; or as grouped kernels want it
-    const char *zeros
+    const char *weight                  # packed, and what lies behind it
     const char *bias
+    const char *zeros
+
+
+# Weights as the kernels want them, then the bias and zeros for a pixel; in bytes.
+cdef struct packed_space:
+    isize tap                           # elements from one tap's weights to the next
+    isize group                         # DOTS: from group to group
+    isize bias, zeros, total
+
+
+cdef inline packed_space packed_space_of(const correlation *c) noexcept nogil:
+    cdef packed_space s
+    cdef isize size = c.kernels.itemsize, lanes = c.kernels.lanes
+    cdef isize channels = c.groups * c.depth
+    s.group = 0
+    if c.algorithm == DOTS:
+        s.tap = 1
+        s.group = size * c.outs * c.weight_taps * ceil_div(c.depth, lanes) * lanes
+        s.bias = c.groups * s.group
+    elif c.algorithm == GROUPED:
+        s.tap = c.depth * lanes
+        s.bias = ceil_div(channels, lanes) * c.weight_taps * s.tap * size
+    else:
+        s.tap = channels
+        s.bias = (c.weight_taps * s.tap + lanes) * size
+    s.bias = aligned(s.bias)
+    s.zeros = s.bias + aligned((c.groups * c.outs + lanes) * size)
+    s.total = s.zeros + aligned((channels + lanes) * size)
+    return s
+
+
+cdef inline void pack_channels(const correlation *c, char *to) noexcept nogil:
+    cdef packed_space s = packed_space_of(c)
+    cdef isize size = c.kernels.itemsize, taps = c.weight_taps, g
+    memset(to, 0, s.total)
+    if c.algorithm == DOTS:
+        for g in range(c.groups):
+            c.kernels.dots_weights(
+                to + g * s.group, c.weight + g * c.outs * c.depth * taps * size,
+                c.outs, c.depth, taps, c.transposed)
+    elif c.algorithm == GROUPED:
+        c.kernels.grouped_weights(
+            to, c.weight, c.groups * c.depth, c.depth, taps, c.transposed)
+    else:
+        c.kernels.copy(to, s.tap, 1, c.weight, 1, taps, taps, s.tap)
+    if c.bias != NULL:
+        memcpy(to + s.bias, c.bias, c.groups * c.outs * size)
 
 
 cdef inline isize columns(const tap_list *taps) noexcept nogil:
@@ -59,15 +163,26 @@ cdef inline void find_row(
     d.stride, d.width, d.x_step = taps.sx, src.w, src.step_w
 
 
+cdef inline const void *next_row(
+    const correlation *c, isize n, isize channel, isize i
+) noexcept nogil:
+    """The source row that output row i + 1 reads first, where no cache holds images."""
+    cdef isize y = (i + 1) * c.taps.sy + c.taps.dy_max
+    if y >= c.src.h or c.src.h * c.src.step_h * c.src.itemsize <= IMAGE_BYTES:
+        return NULL
+    return pixel(&c.src, n, channel, y, 0)
+
+
 cdef inline void depthwise_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const depthwise_job *w = <const depthwise_job *> job
     cdef isize j0 = task // w.row_tasks % w.col_tasks * w.cols_per_task
     cdef isize i0 = task % w.row_tasks * w.rows_per_task
-    cdef isize n = task // w.row_tasks // w.col_tasks, i, p
+    cdef isize n = task // w.row_tasks // w.col_tasks, i, p, g
+    cdef isize group = packed_space_of(w.phase).group, outs = w.phase.outs
     cdef const correlation *c
     cdef cnn_depthwise d
-    d.channels, d.depth, d.taps = w.channels, w.phase.depth, w.phase.weight_taps
-    d.zeros = w.zeros
+    d.channels, d.depth = w.phase.groups * w.phase.depth, w.phase.depth
+    d.taps, d.zeros = w.phase.weight_taps, w.zeros
     for i in range(i0, min(i0 + w.rows_per_task, w.phase.dst.h)):
         for p in range(w.down * w.across):
             c = w.phase + p
@@ -77,70 +192,64 @@ cdef inline void depthwise_task(void *job, isize task, char *scratch) noexcept n
             d.look = <const void **> scratch + d.rows
             d.first, d.last = j0, min(j0 + w.cols_per_task, c.dst.w)
             d.y_step = c.dst.step_w
-            if d.depth == 1:
+            if c.algorithm == DEPTHWISE:
                 w.kernels.depthwise(
                     &d, pixel(&c.dst, n, 0, i, j0), w.weight, w.bias, c.activation)
-            else:
+            elif c.algorithm == GROUPED:
                 w.kernels.grouped(
                     &d, pixel(&c.dst, n, 0, i, j0), w.weight, w.bias, c.activation)
+            else:
+                d.channels = outs
+                for g in range(c.groups):
+                    find_row(&d, &c.taps, c.to, &c.src, n, g * c.depth, i, scratch)
+                    d.next = next_row(c, n, g * c.depth, i)
+                    w.kernels.dots(
+                        &d, pixel(&c.dst, n, g * outs, i, j0), w.weight + g * group,
+                        w.bias + g * outs * w.kernels.itemsize, c.activation)
 
 
 cdef inline int correlate_depthwise(
-    const cnn_runtime *runtime, correlation *phase, isize down, isize across
+    const cnn_runtime *runtime, correlation *phase, isize down, isize across,
+    const char *packed,
 ) noexcept nogil:
-    """Run `down` * `across` correlations, the first of which has the most outputs."""
+    """Run `down` * `across` correlations, the first of which has the most outputs.
+
+    packed: what pack_channels has made, or NULL.
+    """
     cdef depthwise_job w
     cdef correlation *c
-    cdef isize size = phase.kernels.itemsize, lanes = phase.kernels.lanes
-    cdef isize taps = phase.weight_taps, p, t, space = 0, row
-    cdef isize channels = phase.groups * phase.depth
-    cdef isize tap = channels           # weights of a tap
-    cdef isize weights, biases = aligned((channels + lanes) * size)
-    cdef isize *at
-    cdef char *shared
+    cdef isize size = phase.kernels.itemsize, taps = phase.weight_taps
+    cdef isize channels = phase.groups * phase.depth, p, t, space = 0, row
+    cdef packed_space s = packed_space_of(phase)
+    cdef isize tables = aligned(down * across * taps * <isize> sizeof(isize))
+    cdef isize *at = <isize *> runtime.take(
+        tables + (s.total if packed == NULL else 0))
     cdef int failed
-    if phase.depth > 1:
-        tap = phase.depth * lanes
-        weights = aligned(ceil_div(channels, lanes) * taps * tap * size)
-    else:
-        weights = aligned((taps * tap + lanes) * size)
-    shared = <char *> runtime.take(
-        weights + 2 * biases + down * across * taps * <isize> sizeof(isize))
-    if shared == NULL:
+    if at == NULL:
         return -1
-    w.kernels, w.phase, w.channels = phase.kernels, phase, channels
-    w.down, w.across = down, across
-    w.weight, w.bias, w.zeros = shared, NULL, shared + weights + biases
-    memset(shared + weights, 0, 2 * biases)
-    if phase.depth > 1:
-        memset(shared, 0, weights)
-        w.kernels.grouped_weights(
-            shared, phase.weight, channels, phase.depth, taps, phase.transposed)
-    else:
-        memset(shared + taps * channels * size, 0, lanes * size)
-        w.kernels.copy(shared, channels, 1, phase.weight, 1, taps, taps, channels)
-    if phase.bias != NULL:
-        w.bias = shared + weights
-        memcpy(shared + weights, phase.bias, channels * size)
-    at = <isize *> (shared + weights + 2 * biases)
+    if packed == NULL:
+        packed = <char *> at + tables
+        pack_channels(phase, <char *> packed)
+    w.kernels, w.phase, w.down, w.across = phase.kernels, phase, down, across
+    w.weight, w.bias, w.zeros = packed, packed + s.bias, packed + s.zeros
     for p in range(down * across):
         c = phase + p
         c.to = at + p * taps
         for t in range(taps):
             if c.order[t] >= 0:
-                c.to[c.order[t]] = t * tap
+                c.to[c.order[t]] = t * s.tap
         space = max(space, row_space(&c.taps) + (
             CNN_GROUPED_SOME * c.taps.count * <isize> sizeof(void *)))
-    row = max(1, w.channels * phase.taps.sx * size * (phase.taps.rows + 1))
+    row = max(1, channels * phase.taps.sx * size * (phase.taps.rows + 1))
     w.cols_per_task = even_share(phase.dst.w, max(16, ROWS_BYTES // row))
     w.col_tasks = ceil_div(phase.dst.w, w.cols_per_task)
     w.rows_per_task = even_share(phase.dst.h, max(1, DEPTHWISE_ELEMENTS // (
-        w.channels * w.cols_per_task * down * across)))
+        channels * w.cols_per_task * down * across)))
     w.row_tasks = ceil_div(phase.dst.h, w.rows_per_task)
     failed = runtime.run(
         depthwise_task, &w, phase.dst.n * w.row_tasks * w.col_tasks, space,
-        <double> channels * phase.depth * phase.dst.n * phase.dst.h * phase.dst.w * taps)
-    runtime.give(shared)
+        <double> channels * phase.outs * phase.dst.n * phase.dst.h * phase.dst.w * taps)
+    runtime.give(at)
     return failed
 
 

@@ -54,6 +54,7 @@ cdef extern from "table.h" nogil:
         isize depth, taps
         const void *zeros
         const void **look
+        const void *next
 
     cdef enum:
         CNN_GROUPED_SOME
@@ -174,6 +175,11 @@ cdef extern from "table.h" nogil:
         ) noexcept nogil
         void (*grouped_weights)(
             void *, const void *, isize, isize, isize, int) noexcept nogil
+        void (*dots)(
+            const cnn_depthwise *, void *, const void *, const void *, int
+        ) noexcept nogil
+        void (*dots_weights)(
+            void *, const void *, isize, isize, isize, int) noexcept nogil
         void (*depthwise_gradient)(
             const cnn_depthwise *, void *, const void *) noexcept nogil
         void (*depthwise_plane)(
@@ -181,6 +187,9 @@ cdef extern from "table.h" nogil:
         ) noexcept nogil
         void (*depthwise_plane_gradient)(
             const cnn_depthwise_plane *, void *, const void *) noexcept nogil
+        void (*put_phases)(
+            void *, isize, const void *, isize, isize, isize, isize, isize, isize
+        ) noexcept nogil
         void (*take_columns)(
             void *, isize, const void *, isize, isize, isize, isize) noexcept nogil
         const cnn_winograd *const *winograd

@@ -219,6 +219,13 @@ CONV_CASES = {
     "depthwise, uneven taps": ConvCase(
         2, 3, 11, 37, 3, 2, 4, (1, 3), (0, 2), dilation=(2, 1), groups=3
     ),
+    "depthwise, stride beyond kernel": ConvCase(
+        2, 3, 11, 40, 3, 2, 2, stride=(4, 3), groups=3
+    ),
+    "depthwise, boxes of phases' rows": ConvCase(1, 3, 65, 90, 3, 3, 3, 2, 1, groups=3),
+    "depthwise, boxes of phases' columns": ConvCase(
+        1, 2, 4, 1700, 2, 5, 5, 2, 2, groups=2
+    ),
     "4 channels a group": ConvCase(2, 24, 9, 31, 24, 3, 3, padding=1, groups=6),
     "2 channels a group, stride 2": ConvCase(2, 38, 9, 16, 38, 3, 3, 2, 1, groups=19),
     "8 channels a group, uneven taps": ConvCase(
@@ -230,6 +237,12 @@ CONV_CASES = {
     "5x5 minimal filtering": ConvCase(2, 17, 12, 15, 34, 5, 5, padding=2),
     "dilated minimal filtering": ConvCase(
         2, 17, 26, 21, 34, 3, 3, padding=(3, 1), dilation=(3, 2)
+    ),
+    "dilated, most taps in the padding": ConvCase(
+        2, 20, 33, 31, 35, 3, 3, padding=12, dilation=12
+    ),
+    "dilated, boxes of padding alone": ConvCase(
+        1, 34, 12, 13, 36, 2, 2, padding=13, dilation=5, groups=2
     ),
     "1x7 minimal filtering": ConvCase(3, 33, 14, 17, 50, 1, 7, padding=(0, 3)),
     "7x1 minimal filtering": ConvCase(3, 48, 17, 14, 35, 7, 1, padding=(3, 0)),
@@ -250,6 +263,11 @@ CONV_CASES = {
     "1x1, low tiles and slabs": ConvCase(2, 70, 32, 25, 64, 1, 1),
     "1x1 padded": ConvCase(2, 18, 5, 6, 3, 1, 1, padding=1),
     "many channels to three": ConvCase(2, 20, 9, 8, 3, 3, 3, padding=(1, 0)),
+    "many channels to seven, strided": ConvCase(2, 33, 9, 27, 7, 3, 3, 2, 1),
+    "few channels to many, strided": ConvCase(2, 4, 11, 26, 35, 4, 3, (2, 3), 1),
+    "groups of many channels to two": ConvCase(
+        1, 40, 7, 19, 4, 3, 3, padding=2, dilation=2, groups=2
+    ),
     "few pixels, many weights": ConvCase(2, 130, 4, 5, 250, 3, 3, padding=1),
     "a handful of pixels": ConvCase(1, 64, 2, 2, 130, 3, 3, padding=1),
     "a handful of pixels, groups": ConvCase(1, 2048, 1, 2, 2048, 1, 1, groups=8),

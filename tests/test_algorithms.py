@@ -28,9 +28,13 @@ def test_each_kind_of_geometry_gets_its_algorithm():
     assert chosen(*few, padding=1) == ["columns", "columns", "direct"]
     assert chosen(*few, padding=1, stride=2)[:2] == ["columns"] * 2
     strided = chosen(*depthwise, groups=64, stride=2)
-    assert strided == ["depthwise-planes", "planes", "depthwise-planes"]
+    assert strided == ["depthwise-planes"] * 3
     few = chosen((8, 64, 28, 28), (64, 4, 3, 3), groups=16, channels_last=True)
     assert few == ["grouped", "grouped", "planes"]
+    few = (8, 64, 28, 28), (3, 64, 3, 3)
+    assert chosen(*few, channels_last=True)[0] == "dots"
+    assert chosen((8, 3, 28, 28), (64, 3, 3, 3), channels_last=True)[1] == "dots"
+    assert chosen(*few)[0] == "planes"
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

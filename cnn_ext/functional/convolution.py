@@ -245,6 +245,7 @@ _WHY = {
     "columns": "one matrix product with the weights as they lie",
     "depthwise": "one channel a group: vectors are channels",
     "depthwise-planes": "one channel a group: vectors are columns of a row",
+    "dots": "few filters: vectors are channels, the lanes of each sum are added",
     "grouped": "2, 4 or 8 channels a group, as many out: vectors are channels",
     "winograd": "3x3, 5x5, or 3, 5 or 7 taps along an axis, with stride 1 and enough "
     "channels, filters and pixels: minimal filtering on patches of pixels",

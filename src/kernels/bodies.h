@@ -57,6 +57,7 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
 #include "transpose.h"
 #include "depthwise.h"
 #include "grouped.h"
+#include "dots.h"
 #include "depthwise_planes.h"
 #define ROWS 1
 #define COLS DOT_COLS_1
@@ -177,10 +178,13 @@ static const cnn_kernels FN(kernels) = {
     .depthwise = FN(depthwise),
     .grouped = FN(grouped),
     .grouped_weights = FN(grouped_weights),
+    .dots = FN(dots),
+    .dots_weights = FN(dots_weights),
     .depthwise_gradient = FN(depthwise_gradient),
     .depthwise_plane = FN(depthwise_plane),
     .depthwise_plane_gradient = FN(depthwise_plane_gradient),
     .take_columns = FN(take_columns),
+    .put_phases = FN(put_phases),
     .transpose = FN(transpose),
     .copy = FN(copy),
     .pack = FN(pack),

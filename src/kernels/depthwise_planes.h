@@ -194,6 +194,32 @@ static void FN(take_columns)(void *dst, isize dst_row, const void *src,
         for (; j < cols; j++) to[j] = from[j * stride];
     }
 }
+
+/* dst[i * dst_row + j] = row i / down, column j / across of phase (i % down, j % across);
+ * whole vectors of src are read */
+static void FN(put_phases)(void *dst, isize dst_row, const void *src, isize src_row,
+                           isize phase_step, isize down, isize across, isize rows,
+                           isize cols)
+{
+    for (isize i = 0; i < rows; i++) {
+        REAL *to = (REAL *)dst + i * dst_row;
+        const REAL *from = (const REAL *)src + i % down * across * phase_step +
+                           i / down * src_row;
+        if (across != 2) {
+            for (isize p = 0; p < across; p++, from += phase_step)
+                for (isize j = 0; j * across + p < cols; j++)
+                    to[j * across + p] = from[j];
+            continue;
+        }
+        for (isize j = 0; 2 * j < cols; j += LANES) {
+            VEC a = FN(load)(from + j), b = FN(load)(from + phase_step + j);
+            isize left = cols - 2 * j;
+            FN(store_some)(to + 2 * j, FN(zip_low)(a, b), left);
+            if (left > LANES)
+                FN(store_some)(to + 2 * j + LANES, FN(zip_high)(a, b), left - LANES);
+        }
+    }
+}
 #undef BODY
 #undef EACH_BODY
 #undef EACH_ROW

@@ -120,6 +120,8 @@ typedef struct {
 
 /* The outputs that a grouped block makes at most: so many pointers a tap are enough. */
 #define CNN_GROUPED_SOME 14
+/* The filters of a tile of dots at most. */
+#define CNN_DOT_FILTERS 3
 
 /* Outputs [first, last) of a row, pixels of `channels` channels side by side. */
 typedef struct {
@@ -135,6 +137,8 @@ typedef struct {
     isize depth, taps;
     const void *zeros;
     const void **look;
+    /* dots: column 0 of the row that the next outputs will read first, or NULL */
+    const void *next;
 } cnn_depthwise;
 
 /* rows x cols outputs of one plane; CNN_PLANE_HIGH rows are made at a time, so that x has as
@@ -254,6 +258,12 @@ typedef struct {
                     const void *bias, int activation);
     void (*grouped_weights)(void *dst, const void *src, isize channels, isize depth,
                             isize taps, int transposed);
+    /* the same from `depth` channels, a vector of them or more, to `channels` filters;
+       weights of tap t are found by t */
+    void (*dots)(const cnn_depthwise *, void *y, const void *weight, const void *bias,
+                 int activation);
+    void (*dots_weights)(void *dst, const void *src, isize filters, isize depth,
+                         isize taps, int transposed);
     /* sums[tap] += sum over the row of grad_y * x; whole vectors of sums */
     void (*depthwise_gradient)(const cnn_depthwise *, void *sums,
                                const void *grad_y);
@@ -262,6 +272,11 @@ typedef struct {
                             const void *bias, int activation);
     void (*depthwise_plane_gradient)(const cnn_depthwise_plane *, void *sums,
                                      const void *grad_y);
+    /* dst[i * dst_row + j], i < rows, j < cols, from down * across phases: of phase
+       (i % down, j % across) row i / down, column j / across; whole vectors are read */
+    void (*put_phases)(void *dst, isize dst_row, const void *src, isize src_row,
+                       isize phase_step, isize down, isize across, isize rows,
+                       isize cols);
     /* dst[i * dst_row + j] = src[i * src_row + j * stride]; vectors behind the last
        column are overwritten with zeros */
     void (*take_columns)(void *dst, isize dst_row, const void *src, isize src_row,
