@@ -39,6 +39,7 @@ from planes cimport (
     offsets_of_planes, pack_planes, plan_planes, plane_space_of, plane_task,
     weights_as_they_lie,
 )
+from turned cimport is_turned, plan_turned, run_turned
 from weight_gradient cimport (
     CHUNKS_BYTES, add_chunks_task, gradient_of_weight, store_weights,
 )
@@ -138,6 +139,7 @@ cdef inline bint is_grouped(const correlation *c) noexcept nogil:
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs)
+    c.turned = False
     c.winograd = filtering(
         runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, False)
     if c.winograd != NULL and winograd_panel_bytes(c) <= WEIGHT_BYTES:
@@ -147,6 +149,9 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     if is_grouped(c):
         return GROUPED
     if c.taps.count == 0:
+        return DIRECT
+    if is_turned(c):
+        c.turned = True
         return DIRECT
     # rows of outputs that lie together (not the phases of a strided gradient)
     if has_pairs(c) and c.src.step_w == 1 and c.dst.step_w == 1:
@@ -196,6 +201,8 @@ cdef inline weight_passes plan_correlation(
     elif c.algorithm == WINOGRAD:
         plan_winograd(c)
         many = WEIGHT_BYTES
+    elif c.turned:
+        plan_turned(c)
     else:
         plan_direct(c)
     many = max(1, many // max(1, c.panel_bytes))
@@ -389,6 +396,8 @@ cdef inline int run_pass(
         return run_columns(runtime, c, tasks, work)
     if c.algorithm == WINOGRAD:
         return runtime.run(winograd_task, c, tasks, winograd_space_of(c).total, work)
+    if c.turned:
+        return run_turned(runtime, c, tasks, work)
     c.around = band_of(&c.grid, &c.taps, c.depth_now)
     offsets_of_taps(c)
     return runtime.run(direct_task, c, tasks, direct_space_of(c).total, work)

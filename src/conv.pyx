@@ -122,7 +122,7 @@ cdef correlation forward_of(
     c.groups, c.depth, c.outs = g.groups, g.c // g.groups, g.k // g.groups
     c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
     c.transposed = False
-    c.bias, c.activation, c.prepared = bias, activation, NULL
+    c.bias, c.activation, c.prepared, c.stays = bias, activation, NULL, False
     return c
 
 
@@ -136,7 +136,7 @@ cdef int run_forward(
     if make_tables(&tables, g.r * g.s):
         return -1
     c = forward_of(g, &tables, x, weight, bias, y, activation)
-    c.prepared = prepared
+    c.prepared, c.stays = prepared, prepared != NULL
     failed = correlate(runtime, &c)
     free(tables.memory)
     return failed
@@ -158,7 +158,7 @@ cdef correlation backward_of(
     c.groups, c.depth, c.outs = g.groups, g.k // g.groups, g.c // g.groups
     c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
     c.transposed = True
-    c.bias, c.activation, c.prepared = NULL, CNN_LINEAR, NULL
+    c.bias, c.activation, c.prepared, c.stays = NULL, CNN_LINEAR, NULL, False
     return c
 
 
@@ -322,6 +322,7 @@ def prepare_conv2d(
         <const char *> vw.buf, NULL,
         dense_image(vw.itemsize, g.n, g.k, g.out_h, g.out_w, y_last),
         CNN_LINEAR)
+    c.stays = True
     if prepared is None:
         size = prepared_bytes(runtime, &c)
     else:

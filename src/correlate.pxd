@@ -39,7 +39,8 @@ cdef struct correlation:
     const isize *order                  # of weight tap t in the tap list, or -1
     bint transposed                     # weight is [depth][outs][taps]
     const char *bias                    # a value for each channel of dst, or NULL
-    char *prepared                      # both, packed beforehand; or NULL
+    bint stays                          # both are packed beforehand:
+    char *prepared                      # here; or NULL
     int activation
 
     # what the geometry leads to
@@ -56,6 +57,7 @@ cdef struct correlation:
     bint padded                         # taps can lie outside of the image
     bint by_columns                     # DIRECT: tiles go down the columns
     bint direct                         # tiles are stored in dst itself
+    bint turned                         # DIRECT: pixels lie [channel][pixel]
     bint streamed                       # weights are more than the caches hold
     isize block, blocks                 # channels of a tile; tiles for all outs
     isize panel_bytes
@@ -65,7 +67,7 @@ cdef struct correlation:
     isize *to
     char *panels
     char *bias_panels
-    char *shared                        # COLUMNS, splits > 1: panels of all boxes
+    char *shared                        # panels, or turned pixels, of all boxes
 
 
 cdef inline isize aligned(isize bytes) noexcept nogil:

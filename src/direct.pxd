@@ -12,6 +12,7 @@ from correlate cimport (
 from geometry cimport ceil_div, pixel
 from kernels cimport CACHE_LINE, CNN_ADD, cnn_kernels, cnn_tile, isize, run_tile
 from libc.string cimport memset
+from turned cimport add_bias_row
 
 # Bounds in bytes: all panels of a pass, a task's band.
 cdef enum:
@@ -27,7 +28,12 @@ cdef inline void direct_pack_task(
     cdef const correlation *c = <const correlation *> job
     cdef isize group = c.group0 + task // (c.block1 - c.block0)
     cdef isize block = c.block0 + task % (c.block1 - c.block0)
-    pack_block(c, group, block, panel(c, group, block))
+    cdef char *to = panel(c, group, block)
+    if c.turned:
+        pack_block(c, group, block, to + width_of(c, block) * c.kernels.itemsize)
+        add_bias_row(c, group, block)
+    else:
+        pack_block(c, group, block, to)
 
 
 # A box's pixels in the order in which tiles take them: row by row, or column by
