@@ -4,7 +4,7 @@ from boxes cimport band_of, boxes, tap_list
 from columns cimport FEW_PIXELS, plan_columns, run_columns
 from correlate cimport (
     COLUMNS, DEPTHWISE, DEPTHWISE_PLANES, DIRECT, DOTS, GROUPED, PLANES, WINOGRAD,
-    aligned, correlation, order_of_weights, source_bytes, turn_task,
+    aligned, correlation, order_of_weights, source_bytes, copy_task,
 )
 from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
@@ -37,6 +37,7 @@ from planes cimport (
     offsets_of_planes, pack_planes, plan_planes, plane_space_of, plane_task,
     weights_as_they_lie,
 )
+from turned cimport is_turned, plan_turned, run_turned
 from weight_gradient cimport (
     CHUNKS_BYTES, add_chunks_task, gradient_of_weight, store_weights,
 )
@@ -128,6 +129,7 @@ cdef inline const cnn_winograd *filtering(
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs), empty
+    c.turned = False
     c.winograd = filtering(
         runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, c.stays, False)
     if c.winograd != NULL:
@@ -139,6 +141,9 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
     if is_along_channels(c):
         return c.algorithm
     if c.taps.count == 0:
+        return DIRECT
+    if is_turned(c):
+        c.turned = True
         return DIRECT
     # rows of outputs that lie together (not the phases of a strided gradient)
     if has_pairs(c) and c.src.step_w == 1 and c.dst.step_w == 1:
@@ -201,6 +206,8 @@ cdef inline weight_passes plan_correlation(
         if c.fused:     # all blocks, so that patches are transformed once
             many = c.blocks * c.panel_bytes * max(
                 1, FUSED_BYTES // winograd_space_of(c).values_bytes)
+    elif c.turned:
+        plan_turned(c)
     else:
         plan_direct(c)
     many = max(1, many // max(1, c.panel_bytes))
@@ -242,7 +249,7 @@ cdef inline int correlate(
     """Run the whole correlation; 0, or -1 if scratch memory ran out."""
     cdef weight_passes p
     cdef correlation fresh
-    cdef isize index, turned
+    cdef isize index, copied
     cdef char *memory
     cdef char *shared
     cdef int failed = 0
@@ -262,18 +269,18 @@ cdef inline int correlate(
     if c.algorithm == WINOGRAD and c.fused and not c.stays:
         p.bytes -= p.panels
         p.panels = 0
-    turned = source_bytes(c) if c.algorithm == DIRECT and c.turned else 0
+    copied = source_bytes(c) if c.algorithm == DIRECT and c.copied else 0
     shared = <char *> runtime.take(
-        turned + offsets_bytes(c) + (0 if c.stays else p.bytes))
+        copied + offsets_bytes(c) + (0 if c.stays else p.bytes))
     if shared == NULL:
         return -1
-    c.to = <isize *> (shared + turned)
-    if turned > 0:
+    c.to = <isize *> (shared + copied)
+    if copied > 0:
         c.src.data = shared
         failed = runtime.run(
-            turn_task, c, c.src.n * c.src.h, 0, <double> turned)
+            copy_task, c, c.src.n * c.src.h, 0, <double> copied)
     memory = shared
-    shared += turned + offsets_bytes(c)
+    shared += copied + offsets_bytes(c)
     for index in range(p.count):
         if failed:
             break
@@ -396,6 +403,8 @@ cdef inline int run_pass(
         return run_columns(runtime, c, tasks, work)
     if c.algorithm == WINOGRAD:
         return run_winograd(runtime, c, tasks, work)
+    if c.turned:
+        return run_turned(runtime, c, tasks, work)
     c.around = band_of(&c.grid, &c.taps, c.depth_now)
     offsets_of_taps(c)
     return runtime.run(direct_task, c, tasks, direct_space_of(c).total, work)

@@ -51,7 +51,7 @@ cdef struct column_space:
 
 cdef inline column_space column_space_of(const correlation *c) noexcept nogil:
     cdef column_space s
-    cdef isize size = c.kernels.itemsize, mr = c.tile_rows
+    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr
     s.panel = c.depth_now * c.taps.count * c.block * size
     s.panels = aligned(c.slab * s.panel)
     if by_dots(c):
@@ -65,18 +65,23 @@ cdef inline column_space column_space_of(const correlation *c) noexcept nogil:
     return s
 
 
+cdef inline isize panel_width(const correlation *c, isize pixels) noexcept nogil:
+    """Columns of a panel: whole vectors."""
+    return ceil_div(pixels, c.kernels.lanes) * c.kernels.lanes
+
+
 cdef inline void fill_panel(
     const correlation *c, const box *where, isize group, isize first, isize count,
     isize channel, isize channels, char *to,
 ) noexcept nogil:
     """Pixels [first, first + count) of the box, for some channels and each tap."""
     cdef const tap_list *taps = &c.taps
-    cdef isize size = c.kernels.itemsize
+    cdef isize size = c.kernels.itemsize, width = panel_width(c, count)
     cdef isize rows = where.i1 - where.i0, cols = where.j1 - where.j0
     cdef isize n, i, j, j0, j1, y, t, run, done = 0
-    to += channel * taps.count * c.block * size
-    if c.padded or count < c.block:
-        memset(to, 0, channels * taps.count * c.block * size)
+    to += channel * taps.count * width * size
+    if c.padded or count < width:
+        memset(to, 0, channels * taps.count * width * size)
     while done < count:
         n = where.n0 + (first + done) // (rows * cols)
         i = where.i0 + (first + done) // cols % rows
@@ -94,11 +99,28 @@ cdef inline void fill_panel(
                 if j1 <= j0:
                     continue
             c.kernels.copy(
-                to + (t * c.block + done + j0 - j) * size, taps.count * c.block, 1,
+                to + (t * width + done + j0 - j) * size, taps.count * width, 1,
                 pixel(&c.src, n, group * c.depth + c.depth0 + channel, y,
                       j0 * taps.sx + taps.dx[t]),
                 c.src.step_c, taps.sx * c.src.step_w, channels, j1 - j0)
         done += run
+
+
+cdef inline bint is_one_row(const correlation *c, const box *where) noexcept nogil:
+    """Whether a box's pixels are one row of each channel's plane."""
+    return (
+        c.taps.count == 1 and not c.padded
+        and where.i1 - where.i0 == 1 and where.n1 - where.n0 == 1)
+
+
+cdef inline const char *source_at(
+    const correlation *c, const box *where, isize group, isize first
+) noexcept nogil:
+    """Pixel `first` of a box that is one row, in its first channel."""
+    return pixel(
+        &c.src, where.n0, group * c.depth + c.depth0,
+        where.i0 * c.taps.sy + c.taps.dy[0],
+        (where.j0 + first) * c.taps.sx + c.taps.dx[0])
 
 
 cdef inline void fill_slab(
@@ -108,16 +130,13 @@ cdef inline void fill_slab(
     """Pixels [first, first + pixels) of the box, panel by panel."""
     cdef isize size = c.kernels.itemsize, done = 0, d
     cdef isize col_step = c.taps.sx * c.src.step_w
-    if c.taps.count == 1 and not c.padded and (
-            where.i1 - where.i0 == 1 and where.n1 - where.n0 == 1):
-        # one long row: what fills panels goes channel by channel
+    if pixels >= c.block and is_one_row(c, where):
+        # what fills panels goes channel by channel
         done = pixels // c.block
         for d in range(c.depth_now):
             c.kernels.copy(
                 to + d * c.block * size, c.depth_now * c.block, 1,
-                pixel(&c.src, where.n0, group * c.depth + c.depth0 + d,
-                      where.i0 * c.taps.sy + c.taps.dy[0],
-                      (where.j0 + first) * c.taps.sx + c.taps.dx[0]),
+                source_at(c, where, group, first) + d * c.src.step_c * size,
                 c.block * col_step, col_step, done, c.block)
         to += done * panel
         done *= c.block
@@ -265,8 +284,8 @@ cdef inline void fill_shared_task(void *job, isize task, char *scratch) noexcept
 cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const correlation *c = <const correlation *> job
     cdef const cnn_kernels *kernels = c.kernels
-    cdef isize mr = c.tile_rows, size = kernels.itemsize, lanes = kernels.lanes
-    cdef isize groups = c.group1 - c.group0, count = ceil_div(c.outs, mr)
+    cdef isize size = kernels.itemsize, lanes = kernels.lanes
+    cdef isize groups = c.group1 - c.group0, count = ceil_div(c.outs, c.tile_rows)
     cdef isize split = task % c.splits
     cdef isize group = c.group0 + task // c.splits % groups
     cdef isize index = task // c.splits // groups
@@ -274,11 +293,17 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
     cdef isize all_pixels = (
         (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
     cdef column_space s = column_space_of(c)
-    cdef isize slab, i, m, p, tile, channel, first, pixels, tiles, lines
+    cdef isize first = 0, pixels, tiles, kept = 0, i, p, mr, channel, width
+    cdef isize begin = split * count // c.splits * c.tile_rows, m
+    cdef isize end = min(c.outs, (split + 1) * count // c.splits * c.tile_rows)
+    cdef isize run, runs, line, lines, halves
     cdef isize row = c.depth * c.taps.count * size
     cdef const char *weights = c.weight + group * c.outs * row
     cdef const char *ahead
     cdef char *panels = scratch
+    cdef bint keeps = (
+        c.block > lanes and is_one_row(c, &where) and c.src.step_w * c.taps.sx == 1
+        and not shared_panels(c))
     cdef const void **a = <const void **> (scratch + s.a)
     cdef void **to = <void **> (scratch + s.c)
     cdef cnn_tile q
@@ -286,29 +311,42 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
         weights = c.panels + (group - c.group0) * c.panel_bytes
     weights += c.depth0 * c.taps.count * size
     q.batches, q.depth = 1, c.depth_now * c.taps.count
-    q.a_next, q.a_from, q.a_step = 0, 0, 1
-    q.b_move, q.b_step = 0, c.block
+    q.a_next, q.a_from, q.a_step, q.b_move = 0, 0, 1, 0
     q.a, q.c = a, to
     q.a_at = NULL
     q.start, q.activation = c.start, c.end
     if c.start != CNN_ADD:
         q.start = CNN_BIAS_ROWS if c.bias != NULL else CNN_ZERO
-    for slab in range(ceil_div(all_pixels, c.slab * c.block)):
-        first = slab * c.slab * c.block
+    while first < all_pixels:
         pixels = min(all_pixels - first, c.slab * c.block)
+        mr = c.tile_rows
+        if mr < kernels.mr and 0 < pixels % c.block <= 2 * lanes:
+            # the last pixels do not fill a panel: a slab of its own for high tiles
+            if pixels > c.block:
+                pixels -= pixels % c.block
+            else:
+                mr = kernels.mr
         tiles = ceil_div(pixels, c.block)
         if shared_panels(c):
-            panels = c.shared + task // c.splits * s.panels
+            panels = (c.shared + task // c.splits * s.panels
+                      + first // c.block * s.panel)
         else:
-            fill_slab(c, &where, group, first, pixels, s.panel, scratch)
-        # the next slab's source is fetched while this one is multiplied
-        ahead, lines = source_of(c, index, group, first + pixels), 0
+            # tiles of the first filters copy whole panels where they lie
+            kept = pixels // c.block if keeps else 0
+            fill_slab(c, &where, group, first + kept * c.block,
+                      pixels - kept * c.block, s.panel, scratch + kept * s.panel)
+        # the next slab's source is fetched while this one is multiplied; low tiles
+        # fetch a line every other step
+        ahead = source_of(c, index, group, first + pixels)
+        halves = 2 if mr < kernels.mr else 1
+        lines, line, run = 0, 0, 0
         if ahead != NULL:
-            lines = c.slab * c.block * size // CACHE_LINE + 1
+            lines = halves * (c.slab * c.block * size // CACHE_LINE + 1)
+        runs = ceil_div(end - begin, mr) * tiles
         # weight[mr x channels*taps] . pixels[channels*taps x block] -> dst
-        for tile in range(split * count // c.splits, (split + 1) * count // c.splits):
-            m = tile * mr
-            q.rows = min(mr, c.outs - m)
+        m = begin
+        while m < end:
+            q.rows = min(mr, end - m)
             channel = group * c.outs + m
             q.bias = c.bias + channel * size if c.bias != NULL else NULL
             for i in range(mr):
@@ -321,24 +359,36 @@ cdef inline void columns_task(void *job, isize task, char *scratch) noexcept nog
                 move_slab(c, &where, channel, q.rows, first, pixels,
                           scratch + s.sums, True)
             for p in range(tiles):
-                q.b = panels + p * s.panel
                 q.c_move = p * c.block
                 q.cols = min(c.block, pixels - p * c.block)
+                width = panel_width(c, q.cols)
+                q.b, q.b_step = panels + p * s.panel, width
                 q.next, q.next_step = NULL, CACHE_LINE
-                if p == tiles - 1 and m + mr < c.outs:
+                run += 1
+                if run * lines // runs > line:
+                    q.next = ahead + line // halves * CACHE_LINE + size * (
+                        line % halves * (q.depth // 2) * c.src.step_c)
+                    q.next_step = c.src.step_c * size
+                    line += 1
+                elif p == tiles - 1 and m + mr < c.outs:
                     # the next filters' weights come from far
                     q.next = weights + (m + mr) * row
-                elif lines > 0:
-                    q.next, q.next_step = ahead, c.src.step_c * size
-                    ahead += CACHE_LINE
-                    lines -= 1
-                if mr < kernels.mr:
+                if m == begin and p < kept:
+                    q.keep, q.b_step = <void *> q.b, c.src.step_c
+                    q.b = source_at(c, &where, group, first + p * c.block)
+                    if mr < kernels.mr:
+                        kernels.keeping_low_tile(&q)
+                    else:
+                        kernels.keeping_tile(&q)
+                elif mr < kernels.mr:
                     kernels.low_tile(&q)
                 else:
-                    run_tile(kernels, &q, lanes if q.cols <= lanes else c.block)
+                    run_tile(kernels, &q, width)
             if not c.direct:
                 move_slab(c, &where, channel, q.rows, first, pixels,
                           scratch + s.sums, False)
+            m += mr
+        first += pixels
 
 
 cdef inline bint without_rows(const correlation *c) noexcept nogil:
@@ -364,11 +414,13 @@ cdef inline void plan_columns(correlation *c) noexcept nogil:
     c.tile_rows = mr
     if pixels <= c.kernels.lanes:
         c.block = c.kernels.lanes
-    elif pixels >= 32 * 3 * c.kernels.lanes:
-        # low tiles where high ones would have empty rows: 64 filters are 5 * 14 or 8 * 8
+    elif pixels >= max(FEW_PIXELS + 1, 3 * c.kernels.lanes):
+        # low tiles where high ones would have empty rows (64 filters are 5 * 14 or
+        # 8 * 8), or as many: of 64 to 1024 channels they reach 92 to 98 % of the peak,
+        # high ones 86 to 93 %
         rest = c.outs % mr
         rest = mr if 2 * rest > mr else mr // 2 if rest > 0 else 0
-        if 1.03 * ceil_div(c.outs, low) * low < c.outs // mr * mr + rest:
+        if ceil_div(c.outs, low) * low <= c.outs // mr * mr + rest:
             c.tile_rows = low
             c.block = 3 * c.kernels.lanes
     panel = taps.count * c.block * size

@@ -9,8 +9,8 @@
 
 from boxes cimport tap_list
 from correlate cimport aligned
-from direct_gradient cimport cut_rows, tile_cut
-from geometry cimport ceil_div, image, pixel
+from direct_gradient cimport cut_rows, tile_cut, tile_width
+from geometry cimport ceil_div, conv_geometry, image, pixel
 from kernels cimport (
     CNN_ADD, CNN_ZERO, cnn_gradient_tile, cnn_kernels, cnn_lines, isize,
 )
@@ -75,7 +75,7 @@ cdef inline void sum_filters(
     time, so that a tile's weights are read from memory once for all pixels."""
     cdef const cnn_kernels *kernels = g.kernels
     cdef isize size = kernels.itemsize, lanes = kernels.lanes
-    cdef isize row = g.channels * g.taps.count, k = 0, col, first, left, width
+    cdef isize row = g.channels * g.taps.count, k = 0, col, first, width
     cdef const char *at
     cdef tile_cut tile = cut_rows(kernels, s.pixels, 1, 2 * lanes, True)
     cdef cnn_gradient_tile q
@@ -92,15 +92,12 @@ cdef inline void sum_filters(
         q.start = CNN_ADD if k > 0 else CNN_ZERO
         col = 0
         while col < columns:
-            left = columns - col
-            width = lanes
-            if left > lanes:
-                width *= tile.vectors
-            q.cols = min(width, left)
+            width = tile_width(kernels, &tile, columns - col)
+            q.cols = min(width, columns - col)
             at = weight + (k * row + col) * size
             q.b, q.b_step = at, row
-            if left < width:            # vectors must not reach beyond the weights
-                kernels.copy(scratch + s.tail, width, 1, at, row, 1, q.depth, left)
+            if q.cols < width:          # vectors must not reach beyond the weights
+                kernels.copy(scratch + s.tail, width, 1, at, row, 1, q.depth, q.cols)
                 q.b, q.b_step = scratch + s.tail, width
             # the columns after these, filter by filter
             next.at = at + width * size
@@ -166,7 +163,9 @@ cdef inline void adjoint_task(void *job, isize task, char *scratch) noexcept nog
             to += run * s.channels * size
 
 
-cdef inline bint few_errors(const gradient_of_input *g) noexcept nogil:
+cdef inline bint few_errors(
+    const conv_geometry *g, const cnn_kernels *kernels
+) noexcept nogil:
     """Whether packing the weights costs more than scattering the sums.
 
     Milliseconds in place of the direct sum, planes, AVX-512, one thread: 3x3 512->512,
@@ -174,12 +173,13 @@ cdef inline bint few_errors(const gradient_of_input *g) noexcept nogil:
     16 pixels 0.73 (3.5: each phase packs its taps); 1x1 2048->512, 98 pixels 1.6 (3.8).
     But 3x3 128->128, 64 pixels 0.25 (0.18); 64->64, 25 pixels 0.034 (0.027).
     """
-    cdef isize pixels = g.grad_y.n * g.grad_y.h * g.grad_y.w
-    cdef isize weights = g.filters * g.channels * g.taps.count
+    cdef isize pixels = g.n * g.out_h * g.out_w
+    cdef isize columns = g.c // g.groups * g.r * g.s
+    cdef isize weights = g.k // g.groups * columns
     return (
-        0 < pixels <= 256 and g.grad_x.n * g.grad_x.h * g.grad_x.w <= 1024
-        and g.channels * g.taps.count >= 2 * g.kernels.lanes and weights >= 1 << 14
-        and pixels <= weights >> (12 if g.taps.sy * g.taps.sx == 1 else 10))
+        0 < pixels <= 256 and g.n * g.h * g.w <= 1024
+        and columns >= 2 * kernels.lanes and weights >= 1 << 14
+        and pixels <= weights >> (12 if g.stride_h * g.stride_w == 1 else 10))
 
 
 cdef inline void plan_adjoint(gradient_of_input *g) noexcept nogil:

@@ -203,6 +203,7 @@ cdef gradient_of_input gradient_from(
     a.grad_y, a.grad_x, a.weight = grad_y, grad_x, weight
     a.groups, a.channels, a.filters = g.groups, g.c // g.groups, g.k // g.groups
     a.kernels = kernels_for(runtime, grad_x.itemsize)
+    plan_adjoint(&a)
     return a
 
 
@@ -218,16 +219,13 @@ cdef int run_backward_input(
     cdef tap_tables tables
     cdef correlation c
     cdef gradient_of_input a
-    cdef isize py, px
+    cdef isize down = min(g.stride_h, g.h), across = min(g.stride_w, g.w), phase
     cdef int failed = 0
-    cdef bint filtered
     if make_tables(&tables, g.r * g.s):
         return -1
     c = backward_of(g, &tables, grad_y, weight, grad_x, 0, 0)
-    filtered = is_filtered(&c)
-    a = gradient_from(g, &tables, grad_y, weight, grad_x)
-    if few_errors(&a) and not filtered:
-        plan_adjoint(&a)
+    if few_errors(g, c.kernels) and not is_filtered(&c):
+        a = gradient_from(g, &tables, grad_y, weight, grad_x)
         failed = runtime.run(
             adjoint_task, &a, a.groups * a.parts, adjoint_space_of(&a).total,
             <double> a.groups * a.filters * a.channels * g.r * g.s
@@ -238,13 +236,13 @@ cdef int run_backward_input(
             is_phased_planes(&c, g.stride_h, g.stride_w) or is_along_channels(&c)):
         free(tables.memory)
         return run_phases(g, grad_y, weight, grad_x, c.algorithm)
-    for py in range(min(g.stride_h, g.h)):
-        for px in range(min(g.stride_w, g.w)):
-            c = backward_of(g, &tables, grad_y, weight, grad_x, py, px)
-            failed = correlate(runtime, &c)
-            if failed:
-                free(tables.memory)
-                return failed
+    for phase in range(down * across):
+        if phase > 0:
+            c = backward_of(g, &tables, grad_y, weight, grad_x,
+                            phase // across, phase % across)
+        failed = correlate(runtime, &c)
+        if failed:
+            break
     free(tables.memory)
     return failed
 
@@ -422,7 +420,6 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     cdef conv_geometry g = conv_sizes(sizes)
     cdef tap_tables tables
     cdef correlation c
-    cdef gradient_of_input a
     cdef gradient_of_weight w
     cdef image x = dense_image(itemsize, g.n, g.c, g.h, g.w, channels_last)
     cdef image y = dense_image(itemsize, g.n, g.k, g.out_h, g.out_w, channels_last)
@@ -438,11 +435,9 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     forward = names[choose(runtime, &c)]
     c = backward_of(&g, &tables, y, NULL, x, 0, 0)
     backward_input = names[choose(runtime, &c)]
-    filtered = is_filtered(&c)
     if is_phased_planes(&c, g.stride_h, g.stride_w):
         backward_input = names[DEPTHWISE_PLANES]
-    a = gradient_from(&g, &tables, y, NULL, x)
-    if few_errors(&a) and not filtered:
+    if few_errors(&g, c.kernels) and not is_filtered(&c):
         backward_input = names[COLUMNS]
     w = gradient_of(&g, &tables, y, x, NULL)
     w.kernels = kernels_for(runtime, itemsize)

@@ -33,7 +33,7 @@ cdef enum:
 cdef struct correlation:
     const cnn_kernels *kernels
     image src, dst
-    image planes_src                    # DIRECT, turned: what src is a copy of
+    image planes_src                    # DIRECT, copied: what src is a copy of
     isize groups, depth, outs           # channels of src and dst in one group
     tap_list taps
     const char *weight                  # contiguous, every tap of it
@@ -56,10 +56,11 @@ cdef struct correlation:
     box_grid grid                       # of outputs, or of Winograd's patches
     band around
     bint banded                         # the source is copied into bands
-    bint turned                         # DIRECT: all of the source is copied first
+    bint copied                         # DIRECT: all of the source is copied first
     bint padded                         # taps can lie outside of the image
     bint by_columns                     # DIRECT: tiles go down the columns
     bint direct                         # tiles are stored in dst itself
+    bint turned                         # DIRECT: pixels lie [channel][pixel]
     bint streamed                       # weights are more than the caches hold
     bint fused                          # WINOGRAD: tasks transform the weights
     bint shares                         # WINOGRAD: tasks share their boxes' patches
@@ -71,7 +72,7 @@ cdef struct correlation:
     isize *to
     char *panels
     char *bias_panels
-    char *shared                        # of all boxes: COLUMNS, panels; WINOGRAD, V
+    char *shared                        # of all boxes: panels, turned pixels, or V
 
 
 cdef inline isize aligned(isize bytes) noexcept nogil:
@@ -200,7 +201,7 @@ cdef inline void move_pixels(
 
 
 cdef enum:
-    TURNED_BYTES = 16 << 20             # of a source that is copied channels-last
+    COPIED_BYTES = 16 << 20             # of a source that is copied channels-last
 
 
 cdef inline isize source_bytes(const correlation *c) noexcept nogil:
@@ -208,10 +209,10 @@ cdef inline isize source_bytes(const correlation *c) noexcept nogil:
         c.src.n * c.src.h * c.src.w * c.groups * c.depth * c.src.itemsize)
 
 
-cdef inline void turn(correlation *c) noexcept nogil:
+cdef inline void copy_first(correlation *c) noexcept nogil:
     """Plan to copy all of the source, channels last, where many boxes would have copied
     much of it each."""
-    c.turned = True
+    c.copied = True
     c.planes_src = c.src
     c.src.data = NULL
     c.src.step_c, c.src.step_w = 1, c.groups * c.depth
@@ -219,7 +220,7 @@ cdef inline void turn(correlation *c) noexcept nogil:
     c.src.step_n = c.src.h * c.src.step_h
 
 
-cdef inline void turn_task(void *job, isize task, char *scratch) noexcept nogil:
+cdef inline void copy_task(void *job, isize task, char *scratch) noexcept nogil:
     """Copy a row of an image."""
     cdef const correlation *c = <const correlation *> job
     cdef isize n = task // c.src.h, y = task % c.src.h

@@ -7,14 +7,15 @@ from boxes cimport (
     fill_band, halve, meets_padding, tap_list,
 )
 from correlate cimport (
-    TURNED_BYTES, aligned, bias_panel, correlation, move_sums, pack_block, panel,
-    source_bytes, turn, width_of,
+    COPIED_BYTES, aligned, bias_panel, correlation, move_sums, pack_block, panel,
+    source_bytes, copy_first, width_of,
 )
 from geometry cimport ceil_div, even_share, pixel
 from kernels cimport (
     CACHE_LINE, CNN_ADD, CNN_LINEAR, cnn_kernels, cnn_tile, isize, run_tile,
 )
 from libc.string cimport memset
+from turned cimport add_bias_row
 
 # Bounds in bytes: all panels of a pass, a task's band.
 cdef enum:
@@ -30,7 +31,12 @@ cdef inline void direct_pack_task(
     cdef const correlation *c = <const correlation *> job
     cdef isize group = c.group0 + task // (c.block1 - c.block0)
     cdef isize block = c.block0 + task % (c.block1 - c.block0)
-    pack_block(c, group, block, panel(c, group, block))
+    cdef char *to = panel(c, group, block)
+    if c.turned:
+        pack_block(c, group, block, to + width_of(c, block) * c.kernels.itemsize)
+        add_bias_row(c, group, block)
+    else:
+        pack_block(c, group, block, to)
 
 
 # A box's pixels in the order in which tiles take them: row by row, or column by
@@ -412,7 +418,7 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
     cdef tap_list *taps = &c.taps
     cdef isize pixels = c.dst.n * c.dst.h * c.dst.w, least = kernels.mr
     c.padded = meets_padding(taps, &c.src, &c.dst)
-    c.turned = False
+    c.copied = False
     c.depth_now = c.depth
     while c.depth_now > 1 and direct_panel_bytes(c) > PANEL_BYTES:
         c.depth_now = ceil_div(c.depth_now, 2)
@@ -426,8 +432,8 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
     if (c.src.step_c != 1 and c.depth >= kernels.lanes and taps.rows > 1
             and 4 * (taps.dy_max - taps.dy_min) >= c.src.h
             and taps.dy_max - taps.dy_min >= 3 * taps.rows
-            and source_bytes(c) <= TURNED_BYTES):
-        turn(c)
+            and source_bytes(c) <= COPIED_BYTES):
+        copy_first(c)
     # taps that lie side by side in the band make one long run of A
     c.banded = (
         (c.src.step_c != 1 and c.depth > 1)

@@ -92,12 +92,12 @@ cdef struct tile_cut:
 cdef inline tile_cut cut_rows(
     const cnn_kernels *kernels, isize rows, isize row_step, isize width, bint again
 ) noexcept nogil:
-    """Tiles of about one height for rows `row_step` apart, `width` columns.
+    """Tiles for rows `row_step` apart, `width` columns; the last may be lower.
 
     again: whether the rows' pixels are in the first cache, being read by many tiles.
     """
     cdef tile_cut t
-    cdef isize most = kernels.gradient_rows[1]
+    cdef isize most = kernels.gradient_rows[1], even, rest
     t.vectors = width // kernels.lanes
     # rows side by side are operands of the products themselves where the kernel set
     # says so: one vector is as quick then, from fewer instructions, which tells where
@@ -107,9 +107,24 @@ cdef inline tile_cut cut_rows(
             t.vectors == 1 or again and 0 < kernels.gradient_single <= rows):
         t.vectors = 1
         most = kernels.gradient_rows[0]
-    t.rows = ceil_div(rows, ceil_div(rows, most))
-    t.rows += t.rows % 2
+    # the highest tiles and a low one, or all about equally high, whichever computes
+    # fewer rows (64 are 4 * 14 + 8, not 5 * 14); fewer than 8 sums take as long as 8
+    even = ceil_div(rows, ceil_div(rows, most))
+    even += even % 2
+    rest = rows % most
+    if rest > 0:
+        rest = max(rest + rest % 2, 8 // t.vectors)
+    t.rows = most
+    if ceil_div(rows, most) * even <= rows // most * most + rest:
+        t.rows = even
     return t
+
+
+cdef inline isize tile_width(
+    const cnn_kernels *kernels, const tile_cut *tile, isize left
+) noexcept nogil:
+    """Columns of the tile that has `left` of them before it."""
+    return kernels.lanes * (1 if left <= kernels.lanes else tile.vectors)
 
 
 cdef inline void run_tiles(

@@ -4,7 +4,7 @@
 
 from boxes cimport cut
 from correlate cimport aligned
-from direct_gradient cimport COPY_BYTES, SUM_BYTES, cut_rows, tile_cut
+from direct_gradient cimport COPY_BYTES, SUM_BYTES, cut_rows, tile_cut, tile_width
 from geometry cimport ceil_div, image, pixel
 from kernels cimport CNN_ZERO, cnn_gradient_tile, cnn_kernels, cnn_lines, isize
 from libc.string cimport memset
@@ -70,7 +70,7 @@ cdef inline void few_pixels_task(void *job, isize task, char *scratch) noexcept 
     cdef isize size = kernels.itemsize, lanes = kernels.lanes
     cdef gradient_part part = part_of(w, task)
     cdef few_space s = few_space_of(w)
-    cdef isize columns = part.channels * w.taps.count, row, col, n, i, width, left
+    cdef isize columns = part.channels * w.taps.count, row, col, n, i, width
     cdef isize all_columns = w.channels * w.taps.count
     cdef bint planar = w.grad_y.step_w == 1
     cdef char *to = w.grad_weight + size * (
@@ -106,11 +106,8 @@ cdef inline void few_pixels_task(void *job, isize task, char *scratch) noexcept 
         q.a = scratch + s.errors + row * q.a_row * size
         col = 0
         while col < columns:
-            left = columns - col
-            width = lanes
-            if left > lanes:
-                width *= tile.vectors
-            q.cols = min(width, left)
+            width = tile_width(kernels, &tile, columns - col)
+            q.cols = min(width, columns - col)
             q.b = scratch + col * size
             q.c = to + (row * all_columns + col) * size
             # the lines of the tile after this one, so that its stores need not wait

@@ -44,6 +44,7 @@ cdef extern from "table.h" nogil:
         int start, activation
         const void *next
         isize next_step
+        void *keep
 
     ctypedef struct cnn_depthwise:
         isize rows, cols
@@ -151,6 +152,7 @@ cdef extern from "table.h" nogil:
         const tile_kernel *half_tile
         tile_kernel low_tile
         isize low_rows
+        tile_kernel keeping_tile, keeping_low_tile
         void (*transpose)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*copy)(

@@ -129,15 +129,17 @@ def test_depthwise_ends_with_its_activation(depth, channels_last, size, activati
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("side", [1, 2, 4])
-def test_few_pixels_end_with_their_activation(side, activation, kernel_set):
+@pytest.mark.parametrize("taps", [1, 3])
+def test_few_pixels_end_with_their_activation(side, taps, activation, kernel_set):
     rng = np.random.default_rng(10)
     x = rng.standard_normal((1, 64, side, side), np.float32)
     x[0, 0, 0, 0] = np.nan
-    w = rng.standard_normal((130, 64, 3, 3), np.float32) / 4
+    w = rng.standard_normal((130, 64, taps, taps), np.float32) / 4
     b = rng.standard_normal(130, np.float32)
-    y = F.conv2d(x, w, b, padding=1)
-    ended = F.conv2d(x, w, b, padding=1, activation=activation)
-    prepared = F.prepare_conv2d(w, b, x.shape, padding=1, activation=activation)
+    around = {"padding": taps // 2}
+    y = F.conv2d(x, w, b, **around)
+    ended = F.conv2d(x, w, b, activation=activation, **around)
+    prepared = F.prepare_conv2d(w, b, x.shape, activation=activation, **around)
     np.testing.assert_array_equal(prepared(x), ended)
     y[y <= 0] = 0
     if activation == "relu6":

@@ -9,6 +9,10 @@
 #define NV 2
 #define TILE FN(tile2)
 #include "tile.h"
+#define NV 2
+#define KEEPS
+#define TILE FN(keeping_tile)
+#include "tile.h"
 #undef ROWS
 #define ROWS (MR / 2)
 #define NV 1
@@ -21,6 +25,10 @@
 #define ROWS LOW_ROWS
 #define NV 3
 #define TILE FN(low_tile)
+#include "tile.h"
+#define NV 3
+#define KEEPS
+#define TILE FN(keeping_low_tile)
 #include "tile.h"
 #undef ROWS
 #define ROWS PLANE_ROWS_1
@@ -169,6 +177,8 @@ static const cnn_kernels FN(kernels) = {
     .tile = FN(tiles),
     .half_tile = FN(half_tiles),
     .low_tile = FN(low_tile),
+    .keeping_tile = FN(keeping_tile),
+    .keeping_low_tile = FN(keeping_low_tile),
     .low_rows = LOW_ROWS,
     .plane_tile = FN(plane_tiles),
     .dot_tile = FN(dot_tiles),

@@ -51,6 +51,7 @@ typedef struct {
     int start, activation;
     const void *next;         /* where lies what will be read next, or NULL: a line is */
     isize next_step;          /* asked for at each step of the first batch, bytes apart */
+    void *keep;               /* keeping tiles: rows of B are copied to it, side by side */
 } cnn_tile;
 
 /* C[rows x cols] = start + sum over k < depth of A(i, k) B(k, j), B's rows being
@@ -225,6 +226,8 @@ typedef struct {
     void (*const *half_tile)(const cnn_tile *); /* the same for mr / 2 rows at most */
     void (*low_tile)(const cnn_tile *);         /* the same for low_rows, 3 vectors */
     isize low_rows;
+    void (*keeping_tile)(const cnn_tile *);     /* tile[1] that copies B, */
+    void (*keeping_low_tile)(const cnn_tile *); /* and low_tile */
 
     /* dst[j * dst_step + i] = src[i * src_step + j], i < rows, j < cols */
     void (*transpose)(void *dst, isize dst_step, const void *src, isize src_step,

@@ -1,19 +1,32 @@
 /* The one arithmetic body of every convolution pass: a tile of ROWS x (NV *
- * LANES) sums held in registers. Included once per ROWS and NV. */
-#define TILE_LOOP(STEP)                                                           \
-    for (; k < depth; k++, b += b_step) {                                         \
+ * LANES) sums held in registers. Included once per ROWS and NV; with KEEPS, it also
+ * copies the rows of B side by side, for the tiles that read them after it. */
+#define TILE_STEP(AT)                                                             \
+    {                                                                             \
         VEC row[NV];                                                              \
-        __builtin_prefetch(next, 0, 2);                                           \
-        next += next_step;                                                        \
         UNROLL for (int v = 0; v < NV; v++) row[v] = FN(load)(b + v * LANES);     \
-        UNROLL for (int i = 0; i < ROWS; i++) {                                     \
-            REAL scalar = a[i][k * (STEP)];                                       \
+        KEEP_ROW                                                                  \
+        UNROLL for (int i = 0; i < ROWS; i++) {                                   \
+            REAL scalar = a[i][AT];                                               \
             UNROLL for (int v = 0; v < NV; v++) acc[i][v] += scalar * row[v];     \
         }                                                                         \
+        b += b_step;                                                              \
     }
+#define TILE_FETCH __builtin_prefetch(next, 0, 2), next += next_step
+
+#ifdef KEEPS
+#define KEEP_ROW                                                                  \
+    UNROLL for (int v = 0; v < NV; v++) FN(store)(kept + v * LANES, row[v]);      \
+    kept += NV * LANES;
+#else
+#define KEEP_ROW
+#endif
 
 static void TILE(const cnn_tile *q)
 {
+#ifdef KEEPS
+    REAL *kept = q->keep;
+#endif
     VEC acc[ROWS][NV];
     const isize depth = q->depth, a_step = q->a_step, b_step = q->b_step;
     const isize cols = q->cols;
@@ -48,19 +61,27 @@ static void TILE(const cnn_tile *q)
             a[i] = (const REAL *)q->a[t * q->a_next + i] + from;
         isize k = 0;
         if (a_step == 1) {
+#if NV != 2
+            /* two steps at once: of one vector, as a row pointer may have to come from
+               memory; of three, as more lines than these would delay those of B */
+            for (; k + 2 <= depth; k += 2) {
+                TILE_FETCH;
+                TILE_STEP(k)
 #if NV == 1
-            /* two steps at once: a row pointer may have to come from memory */
-            for (; k + 2 <= depth; k += 2)
-                UNROLL for (int u = 0; u < 2; u++, b += b_step) {
-                    VEC row = FN(load)(b);
-                    __builtin_prefetch(next, 0, 2);
-                    next += next_step;
-                    UNROLL for (int i = 0; i < ROWS; i++) acc[i][0] += a[i][k + u] * row;
-                }
+                TILE_FETCH;
 #endif
-            TILE_LOOP(1)
+                TILE_STEP(k + 1)
+            }
+#endif
+            for (; k < depth; k++) {
+                TILE_FETCH;
+                TILE_STEP(k)
+            }
         } else {
-            TILE_LOOP(a_step)
+            for (; k < depth; k++) {
+                TILE_FETCH;
+                TILE_STEP(k * a_step)
+            }
         }
         next_step = 0;
     }
@@ -95,6 +116,9 @@ static void TILE(const cnn_tile *q)
         }
     }
 }
-#undef TILE_LOOP
+#undef TILE_STEP
+#undef TILE_FETCH
+#undef KEEP_ROW
+#undef KEEPS
 #undef TILE
 #undef NV
