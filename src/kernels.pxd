@@ -86,7 +86,7 @@ cdef extern from "table.h" nogil:
     ctypedef struct cnn_scatter:
         isize count, runs, sides
         const isize *at
-        isize taps, dilation_h, dilation_w
+        isize taps, dilation_h, dilation_w, high, wide
         isize x_step, x_run, y_run, code_run, x_side, y_side, code_side
         int checked
         isize rows, cols, y, x, step, down, across

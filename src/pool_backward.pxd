@@ -11,9 +11,11 @@ from pooling cimport (
     rows_touched, span, stopped, stream_rows, whole_windows,
 )
 
-# Planes whose errors max_scatter sends out in turn.
+# Planes whose errors max_scatter sends out in turn, if they stay in the first-level
+# cache.
 cdef enum:
     SIDES = 4
+    NEAR_BYTES = 32 << 10
 
 # --- gather: each pixel of grad_x is written once ----------------------------------
 
@@ -290,6 +292,7 @@ cdef inline void scatter_rows(
     cdef char *to
     cdef cnn_scatter q
     q.at, q.taps, q.dilation_h, q.dilation_w = p.winner, g.s, g.dilation_h, g.dilation_w
+    q.high, q.wide = 1 + g.dilation_h * (g.r - 1), 1 + g.dilation_w * (g.s - 1)
     q.checked = not e.copied and (
         whole.first > rows.first or whole.last < rows.last
         or inner.first > 0 or inner.last < g.out_w)
@@ -370,7 +373,8 @@ cdef inline void send_task(void *job, isize task, char *scratch) noexcept nogil:
         n, c, planes = plane, 0, 1
         if not p.channels_last:
             n, c = plane // g.c, plane % g.c
-            planes = min(SIDES, min(end - plane, g.c - c))
+            if p.errors.total <= NEAR_BYTES:
+                planes = min(SIDES, min(end - plane, g.c - c))
         for q in range(planes):
             if not p.errors.copied:
                 clear_rows(p, n, c + q, y0, y1)

@@ -173,7 +173,8 @@ FN(scatter)(REAL *grad_x, const REAL *grad_y, const char *argmax, const int size
             const cnn_scatter *g, isize y, isize x, const int checked, const int sides)
 {
     const isize *at = g->at;
-    for (isize p = 0; p < g->count; p++, grad_x += g->x_step, x += g->step)
+    /* several windows a turn: what counts is the number of instructions */
+    UNROLL_FOUR for (isize p = 0; p < g->count; p++, x += g->step) {
         UNROLL for (int v = 0; v < sides; v++) {
             const char *codes = argmax + v * g->code_side * size;
             isize code = size == 1 ? (isize)((const uint8_t *)codes)[p]
@@ -185,6 +186,8 @@ FN(scatter)(REAL *grad_x, const REAL *grad_y, const char *argmax, const int size
             }
             grad_x[v * g->x_side + at[code]] += grad_y[v * g->y_side + p];
         }
+        grad_x += g->x_step;
+    }
 }
 
 /* grad_x[window + at[code]] += error of each window. Codes without a pixel, where
@@ -198,8 +201,10 @@ static void FN(max_scatter)(void *grad_x_, const void *grad_y_, const void *argm
         const char *argmax = (const char *)argmax_ + i * g->code_run * size;
         isize y = g->y + i * g->down, x = g->x + i * g->across;
         int whole = size == 1 && !g->checked;
-        if (size == 1 && g->step == 0 && g->checked)
-            whole = FN(all_inside)((const uint8_t *)argmax, g, y, x);
+        if (size == 1 && g->checked && g->step == 0)
+            whole = (y >= 0 && y + g->high <= g->rows && x >= 0 &&
+                     x + g->wide <= g->cols) ||
+                    FN(all_inside)((const uint8_t *)argmax, g, y, x);
         if (whole && g->sides == SIDES) {
             FN(scatter)(grad_x, grad_y, argmax, 1, g, y, x, 0, SIDES);
             continue;

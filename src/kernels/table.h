@@ -176,8 +176,9 @@ typedef struct {
 typedef struct {
     isize count, runs, sides;
     const isize *at;          /* for each code, elements from its window's corner */
-    isize taps;               /* columns of a window */
+    isize taps;               /* positions in a row of a window */
     isize dilation_h, dilation_w;
+    isize high, wide;         /* rows and columns that a window spans */
     isize x_step;             /* elements of grad_x from window to window, */
     isize x_run, y_run, code_run;      /* from run to run, */
     isize x_side, y_side, code_side;   /* from plane to plane */
