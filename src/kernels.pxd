@@ -85,6 +85,14 @@ cdef extern from "table.h" nogil:
         const isize *shares
         isize runs, x_run, y_run
 
+    ctypedef struct cnn_scatter:
+        isize count, runs, sides
+        const isize *at
+        isize taps, dilation_h, dilation_w, high, wide
+        isize x_step, x_run, y_run, code_run, x_side, y_side, code_side
+        int checked
+        isize rows, cols, y, x, step, down, across
+
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
     ctypedef struct cnn_winograd:
@@ -243,7 +251,7 @@ cdef extern from "table.h" nogil:
             void *, const void *, const void *, int, const cnn_gather *
         ) noexcept nogil
         void (*max_scatter)(
-            void *, isize, isize, const void *, const void *, int, const isize *
+            void *, const void *, const void *, int, const cnn_scatter *
         ) noexcept nogil
         void (*sum_backward)(
             void *, const void *, const cnn_gather *) noexcept nogil

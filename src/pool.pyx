@@ -18,7 +18,7 @@ from geometry cimport (
 from kernels cimport CNN_RUNTIME, check, cnn_runtime, isize, kernels_for
 from pool_backward cimport (
     fill_plane_task, gather_scratch, gather_task, gathered_bytes, plan_planes,
-    scatter_indices_task, scatter_task, spread_scratch, spread_task,
+    plan_sending, scatter_indices_task, send_task,
 )
 from pool_forward cimport forward_task, plan_forward, whole_plane_task
 from pooling cimport (
@@ -36,6 +36,7 @@ cdef enum:
     TASK_ELEMENTS = 16384
     MANY_TERMS = 64
     FEW_SHARES = 32
+    FEW_TWICE = 8
     ERRORS_BYTES = 2 << 20
 
 
@@ -71,14 +72,15 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
         if not p.average and p.argmax.itemsize < 8:
             codes = g.r * g.s
     p.tables = malloc(
-        places * sizeof(place) + (codes + 2 * g.s + min(g.stride_w, g.w)) * sizeof(isize)
+        places * sizeof(place)
+        + (codes + 2 * g.s + min(g.stride_w, g.w)) * sizeof(isize)
         + (g.out_h + 3 * g.out_w) * sizeof(double))
     if p.tables == NULL:
         return -1
     p.row = <place *> p.tables
     p.column = p.row + g.h
-    p.offset = <isize *> (p.row + places)
-    p.columns = p.offset + codes
+    p.winner = <isize *> (p.row + places)
+    p.columns = p.winner + codes
     rows = <double *> (p.columns + 2 * g.s + min(g.stride_w, g.w))
     cols = rows + g.out_h
     p.divisors = <char *> (cols + g.out_w)
@@ -97,10 +99,6 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
         find_places(&p.down, p.row, rows)
         find_places(&p.across, p.column, cols)
     runtime.leave(state)
-    for code in range(codes):
-        p.offset[code] = (
-            code // g.s * g.dilation_h * p.x.step_h
-            + code % g.s * g.dilation_w * p.x.step_w)
     return 0
 
 
@@ -123,7 +121,7 @@ cdef isize tasks_of(pooling *p, isize planes, isize elements) noexcept nogil:
     """
     p.planes_per_task = 1
     if p.tasks_per_plane == 1:
-        p.planes_per_task = even_share(planes, TASK_ELEMENTS // max(1, elements))
+        p.planes_per_task = even_share(planes, max(1, TASK_ELEMENTS // max(1, elements)))
     return ceil_div(planes, p.planes_per_task) * p.tasks_per_plane
 
 
@@ -177,42 +175,45 @@ cdef int run_backward(pooling *p) noexcept nogil:
     cdef int failed
     p.kernels = kernels_for(runtime, p.x.itemsize)
     p.interrupted = runtime.interrupted
-    p.channels_last = p.x.step_c == 1 and p.y.step_c == 1
+    p.channels_last = False
     if not p.average and p.argmax.itemsize == 8:
         return runtime.run(scatter_indices_task, p, g.n * g.c, 0, work)
+    p.channels_last = p.x.step_c == 1 and p.y.step_c == 1
     if one_window(p):
         share_rows(p, g.c, g.h * g.w)
         return runtime.run(fill_plane_task, p, g.n * p.tasks_per_plane, 0, work)
     if make_tables(p, True):
         return -1
-    if p.channels_last:
-        share_rows(p, g.h, g.w * g.c * terms(windows_of_pixel(p)))
+    row = g.w * (g.c if p.channels_last else 1)
+    share_rows(p, g.h, row * terms(windows_of_pixel(p)))
+    if gathers(p):
         p.streamed = streams(p, &p.x)
-        p.errors.total = gather_scratch(p)
-        row = g.w * g.c * terms(windows_of_pixel(p))
+        row *= terms(windows_of_pixel(p))
         failed = runtime.run(
-            gather_task, p, tasks_of(p, g.n, g.h * row), gathered_bytes(p), work)
-    elif gathers_in_planes(p):
-        p.streamed = streams(p, &p.x)
-        row = g.w * terms(windows_of_pixel(p))
-        failed = runtime.run(
-            gather_task, p, tasks_of(p, g.n * g.c, g.h * row), gathered_bytes(p), work)
-    elif p.average:
-        failed = runtime.run(spread_task, p, g.n * g.c, spread_scratch(p), work)
+            gather_task, p, tasks_of(p, planes_of(p), g.h * row), gathered_bytes(p), work)
     else:
-        failed = runtime.run(scatter_task, p, g.n * g.c, 0, work)
+        # what reaches into another task's rows is met twice
+        p.rows_per_task = min(g.h, max(
+            TASK_ELEMENTS // row, FEW_TWICE * (1 + g.dilation_h * (g.r - 1))))
+        p.tasks_per_plane = ceil_div(g.h, p.rows_per_task)
+        plan_sending(p)
+        failed = runtime.run(
+            send_task, p, tasks_of(p, planes_of(p), g.h * row), p.errors.total, work)
     free(p.tables)
     return failed
 
 
-cdef bint gathers_in_planes(pooling *p) noexcept nogil:
-    """Whether pixels in planes gather their errors; also shares out their rows."""
-    share_rows(p, p.g.h, p.g.w * terms(windows_of_pixel(p)))
+cdef bint gathers(pooling *p) noexcept nogil:
+    """Whether pixels gather their errors, or errors go out to their pixels."""
+    if p.channels_last:
+        p.errors.total = gather_scratch(p)
+        return p.average or windows_of_pixel(p) <= 2 * p.kernels.lanes
     plan_planes(p, p.columns)
-    return (
-        p.x.step_w == 1 and p.y.step_w == 1
-        and windows_of_pixel(p) <= FEW_SHARES
-        and p.errors.total <= ERRORS_BYTES)
+    if p.x.step_w != 1 or p.y.step_w != 1 or p.errors.total > ERRORS_BYTES:
+        return False
+    if p.average:
+        return windows_of_pixel(p) <= FEW_SHARES and p.g.stride_w <= 4
+    return p.g.stride_w <= 2 and 4 * windows_of_pixel(p) <= 3 * p.kernels.lanes
 
 
 def max_pool2d(object sizes, x, y, argmax, bint fresh=False):

@@ -2,13 +2,20 @@
 # error; average pooling gives every pixel of the window its share.
 
 from geometry cimport ceil_div, image, pixel, pool_geometry
-from kernels cimport cnn_gather, cnn_share, isize
-from libc.stdint cimport int64_t, uint8_t, uint16_t
+from kernels cimport cnn_gather, cnn_scatter, cnn_share, isize
+from libc.stdint cimport int64_t
 from libc.string cimport memset
 from pooling cimport (
-    LARGE_PLANE, axis, column_divisor, error_rows, most_windows, moved, place,
-    planes_of, pooling, row_divisor, rows_bytes, stopped, stream_rows,
+    LARGE_PLANE, SENT_BYTES, axis, column_divisor, columns_touched, error_rows,
+    most_windows, moved, place, planes_of, pooling, row_divisor, rows_bytes,
+    rows_touched, span, stopped, stream_rows, whole_windows,
 )
+
+# Planes whose errors max_scatter sends out in turn, if they stay in the first-level
+# cache.
+cdef enum:
+    SIDES = 4
+    NEAR_BYTES = 32 << 10
 
 # --- gather: each pixel of grad_x is written once ----------------------------------
 
@@ -213,19 +220,169 @@ cdef inline void gather_task(void *job, isize task, char *scratch) noexcept nogi
             stream_rows(p, &p.x, &there.x, n, c, y0, y1)
 
 
-# --- planes, windows that overlap much: errors go out to their pixels --------------
+# --- errors go out to their pixels --------------------------------------------------
 
 
-cdef inline void clear_plane(const pooling *p, isize n, isize c) noexcept nogil:
-    cdef isize y, x
-    for y in range(p.g.h):
-        if stopped(p, y, p.g.w):
-            return
-        if p.x.step_w == 1:
-            memset(pixel(&p.x, n, c, y, 0), 0, p.g.w * p.x.itemsize)
+cdef inline void clear_rows(
+    const pooling *p, isize n, isize c, isize y0, isize y1
+) noexcept nogil:
+    cdef const image *x = &p.x
+    cdef isize i, j, rows = y1 - y0, row = p.g.w * (p.g.c if p.channels_last else 1)
+    if x.step_h == row:  # one row of all of them
+        row *= rows
+        rows = 1
+    for i in range(y0, y0 + rows):
+        if p.channels_last or x.step_w == 1:
+            memset(pixel(x, n, c, i, 0), 0, row * x.itemsize)
             continue
-        for x in range(p.g.w):
-            memset(pixel(&p.x, n, c, y, x), 0, p.x.itemsize)
+        for j in range(p.g.w):
+            memset(pixel(x, n, c, i, j), 0, x.itemsize)
+
+
+cdef inline span windows_of_rows(const pooling *p, isize y0, isize y1) noexcept nogil:
+    """Output rows whose windows span some of the rows [y0, y1) of pixels."""
+    cdef const pool_geometry *g = &p.g
+    cdef span result
+    result.first = max(0, ceil_div(
+        y0 + g.top - g.dilation_h * (g.r - 1), g.stride_h))
+    result.last = max(result.first, min(
+        g.out_h, (y1 - 1 + g.top) // g.stride_h + 1))
+    return result
+
+
+cdef inline void plan_sending(pooling *p) noexcept nogil:
+    """Where the errors go: in planes to a copy with room for all of the windows, unless
+    all lie inside; then where each code's winner lies."""
+    cdef const pool_geometry *g = &p.g
+    cdef error_rows *e = &p.errors
+    cdef isize reach = g.dilation_h * (g.r - 1), code
+    cdef isize step_h = p.x.step_h, step_w = p.x.step_w
+    e.pitch = max(columns_touched(g), g.left + g.w)
+    e.rows = p.rows_per_task + 2 * reach
+    e.errors, e.total = 0, e.rows * e.pitch * SIDES * p.x.itemsize
+    e.copied = not p.channels_last and e.total <= SENT_BYTES and (
+        p.tasks_per_plane > 1 or g.top > 0 or g.left > 0
+        or rows_touched(g, g.out_h) > g.h or columns_touched(g) > g.w)
+    if p.average:
+        e.copied, e.total = False, ((g.out_w - 1) * g.stride_w + g.s) * p.x.itemsize
+        return
+    if e.copied:
+        step_h, step_w = e.pitch, 1
+    else:
+        e.total = 0
+    if p.argmax.itemsize < 8:
+        for code in range(g.r * g.s):
+            p.winner[code] = (
+                code // g.s * g.dilation_h * step_h + code % g.s * g.dilation_w * step_w)
+
+
+cdef inline void scatter_rows(
+    const pooling *p, isize n, isize c, isize planes, isize y0, isize y1, char *scratch
+) noexcept nogil:
+    """Max: the errors of some planes (or all, channels last) go to their winners, if
+    those lie in the rows [y0, y1)."""
+    cdef const pool_geometry *g = &p.g
+    cdef const error_rows *e = &p.errors
+    cdef span rows = windows_of_rows(p, y0, y1)
+    cdef span whole = whole_windows(
+        g.top + y0, g.dilation_h, g.r, g.stride_h, y1 - y0, g.out_h)
+    cdef span inner = whole_windows(
+        g.left, g.dilation_w, g.s, g.stride_w, g.w, g.out_w)
+    cdef isize i = rows.first, y, side
+    cdef char *to
+    cdef cnn_scatter q
+    q.at, q.taps, q.dilation_h, q.dilation_w = p.winner, g.s, g.dilation_h, g.dilation_w
+    q.high, q.wide = 1 + g.dilation_h * (g.r - 1), 1 + g.dilation_w * (g.s - 1)
+    q.checked = not e.copied and (
+        whole.first > rows.first or whole.last < rows.last
+        or inner.first > 0 or inner.last < g.out_w)
+    q.rows, q.cols, q.x = y1 - y0, g.w, -g.left
+    q.x_side, q.y_side, q.code_side = p.x.step_c, p.y.step_c, p.argmax.step_c
+    if p.channels_last:
+        q.sides, q.count, q.runs, q.x_step = 1, g.c, g.out_w, 1
+        q.x_run, q.y_run = g.stride_w * p.x.step_w, p.y.step_w
+        q.code_run = p.argmax.step_w
+        q.step, q.down, q.across = 0, 0, g.stride_w
+    else:
+        q.sides, q.count, q.runs = planes, g.out_w, rows.last - i
+        q.x_step, q.x_run = g.stride_w * p.x.step_w, g.stride_h * p.x.step_h
+        q.y_run, q.code_run = p.y.step_h, p.argmax.step_h
+        q.step, q.down, q.across = g.stride_w, g.stride_h, 0
+    if e.copied:
+        q.x_step, q.x_run = g.stride_w, g.stride_h * e.pitch
+        y = max(0, y0 - (i * g.stride_h - g.top))  # rows of the copy before y0
+        q.x_side = (y1 - y0 + y + max(
+            0, (rows.last - 1) * g.stride_h - g.top + g.dilation_h * (g.r - 1) + 1 - y1
+        )) * e.pitch
+        memset(scratch, 0, planes * q.x_side * p.x.itemsize)
+        scratch += y * e.pitch * p.x.itemsize  # row y0
+    for i in range(i, rows.last):
+        q.y = i * g.stride_h - g.top - y0
+        if e.copied:
+            to = scratch + q.y * e.pitch * p.x.itemsize
+        else:
+            to = pixel(&p.x, n, c, y0 + q.y, q.x)
+        p.kernels.max_scatter(
+            to, pixel(&p.y, n, c, i, 0), pixel(&p.argmax, n, c, i, 0),
+            <int> p.argmax.itemsize, &q)
+        if not p.channels_last or p.interrupted():
+            break
+    if e.copied:
+        for side in range(planes):
+            p.kernels.copy(
+                pixel(&p.x, n, c + side, y0, 0), p.x.step_h, p.x.step_w,
+                scratch + (side * q.x_side + g.left) * p.x.itemsize, e.pitch, 1,
+                y1 - y0, g.w)
+
+
+cdef inline void spread_rows(
+    const pooling *p, isize n, isize c, isize y0, isize y1, char *scratch
+) noexcept nogil:
+    """Mean: a row of errors is spread over columns, then added to its windows' rows."""
+    cdef const pool_geometry *g = &p.g
+    cdef isize width = (g.out_w - 1) * g.stride_w + g.s, size = p.x.itemsize
+    cdef isize used = min(g.w, width - g.left), i, top, y, x
+    cdef span rows = windows_of_rows(p, y0, y1)
+    for i in range(rows.first, rows.last):
+        if stopped(p, i, (g.r + 1) * width):
+            return
+        top = i * g.stride_h - g.top
+        memset(scratch, 0, width * size)
+        p.kernels.sum_spread(
+            scratch, g.stride_w, g.s, g.out_w, pixel(&p.y, n, c, i, 0),
+            1.0 / row_divisor(p, i), p.divisors)
+        for y in range(max(y0, top), min(y1, top + g.r)):
+            if p.x.step_w == 1:
+                p.kernels.add_row(
+                    pixel(&p.x, n, c, y, 0), scratch + g.left * size, used)
+            else:
+                for x in range(used):
+                    add_error(p, n, c, y, x, scratch + (g.left + x) * size)
+
+
+cdef inline void send_task(void *job, isize task, char *scratch) noexcept nogil:
+    """As gather_task; windows that reach into the rows of several tasks are met by
+    each of them."""
+    cdef const pooling *p = <const pooling *> job
+    cdef const pool_geometry *g = &p.g
+    cdef isize plane = task // p.tasks_per_plane * p.planes_per_task, n, c
+    cdef isize y0 = task % p.tasks_per_plane * p.rows_per_task
+    cdef isize y1 = min(y0 + p.rows_per_task, g.h)
+    cdef isize end = min(plane + p.planes_per_task, planes_of(p)), planes, q
+    while plane < end:
+        n, c, planes = plane, 0, 1
+        if not p.channels_last:
+            n, c = plane // g.c, plane % g.c
+            if p.errors.total <= NEAR_BYTES:
+                planes = min(SIDES, min(end - plane, g.c - c))
+        for q in range(planes):
+            if not p.errors.copied:
+                clear_rows(p, n, c + q, y0, y1)
+            if p.average:
+                spread_rows(p, n, c + q, y0, y1, scratch)
+        if not p.average:
+            scatter_rows(p, n, c, planes, y0, y1, scratch)
+        plane += planes
 
 
 cdef inline void add_error(
@@ -242,54 +399,6 @@ cdef inline void add_error(
         (<double *> to)[0] += (<const double *> error)[0]
 
 
-cdef inline isize code_at(const pooling *p, isize n, isize c, isize i, isize j) noexcept nogil:
-    cdef const char *code = pixel(&p.argmax, n, c, i, j)
-    if p.argmax.itemsize == 1:
-        return (<const uint8_t *> code)[0]
-    return (<const uint16_t *> code)[0]
-
-
-cdef inline void scatter_checked(
-    const pooling *p, isize n, isize c, isize i, isize j0, isize j1
-) noexcept nogil:
-    """Errors of windows that reach beyond the image: a position may lie outside."""
-    cdef const pool_geometry *g = &p.g
-    cdef isize j, code
-    for j in range(j0, j1):
-        code = code_at(p, n, c, i, j)
-        add_error(
-            p, n, c, i * g.stride_h - g.top + code // g.s * g.dilation_h,
-            j * g.stride_w - g.left + code % g.s * g.dilation_w,
-            pixel(&p.y, n, c, i, j))
-
-
-cdef inline void scatter_task(void *job, isize task, char *scratch) noexcept nogil:
-    """Max, from positions in windows: each error goes to its winner."""
-    cdef const pooling *p = <const pooling *> job
-    cdef const pool_geometry *g = &p.g
-    cdef isize n = task // g.c, c = task % g.c, i, top, j0, j1
-    cdef isize down = g.dilation_h * (g.r - 1), across = g.dilation_w * (g.s - 1)
-    clear_plane(p, n, c)
-    # columns whose windows lie inside of the row: no winner can lie outside
-    j0 = min(ceil_div(g.left, g.stride_w), g.out_w)
-    j1 = j0
-    if g.w + g.left > across:
-        j1 = max(j0, min((g.w + g.left - across - 1) // g.stride_w + 1, g.out_w))
-    for i in range(g.out_h):
-        if stopped(p, i, g.out_w):
-            return
-        top = i * g.stride_h - g.top
-        if top >= 0 and top + down < g.h and j1 > j0:
-            p.kernels.max_scatter(
-                pixel(&p.x, n, c, top, j0 * g.stride_w - g.left),
-                g.stride_w * p.x.step_w, j1 - j0, pixel(&p.y, n, c, i, j0),
-                pixel(&p.argmax, n, c, i, j0), <int> p.argmax.itemsize, p.offset)
-            scatter_checked(p, n, c, i, 0, j0)
-            scatter_checked(p, n, c, i, j1, g.out_w)
-        else:
-            scatter_checked(p, n, c, i, 0, g.out_w)
-
-
 cdef inline void scatter_indices_task(
     void *job, isize task, char *scratch
 ) noexcept nogil:
@@ -297,7 +406,7 @@ cdef inline void scatter_indices_task(
     cdef const pooling *p = <const pooling *> job
     cdef isize n = task // p.g.c, c = task % p.g.c, i, j
     cdef int64_t at
-    clear_plane(p, n, c)
+    clear_rows(p, n, c, 0, p.g.h)
     for i in range(p.g.out_h):
         if stopped(p, i, p.g.out_w):
             return
@@ -305,35 +414,6 @@ cdef inline void scatter_indices_task(
             at = (<const int64_t *> pixel(&p.argmax, n, c, i, j))[0]
             if at >= 0:
                 add_error(p, n, c, at // p.g.w, at % p.g.w, pixel(&p.y, n, c, i, j))
-
-
-cdef inline isize spread_scratch(const pooling *p) noexcept nogil:
-    return ((p.g.out_w - 1) * p.g.stride_w + p.g.s) * p.x.itemsize
-
-
-cdef inline void spread_task(void *job, isize task, char *scratch) noexcept nogil:
-    """Mean: spread a row of errors over columns, then add it to the window's rows."""
-    cdef const pooling *p = <const pooling *> job
-    cdef const pool_geometry *g = &p.g
-    cdef isize n = task // g.c, c = task % g.c, size = p.x.itemsize, i, y, x
-    cdef isize top, width = (g.out_w - 1) * g.stride_w + g.s
-    cdef isize used = min(g.w, width - g.left)
-    clear_plane(p, n, c)
-    for i in range(g.out_h):
-        if stopped(p, i, (g.r + 1) * width):
-            return
-        top = i * g.stride_h - g.top
-        memset(scratch, 0, width * size)
-        p.kernels.sum_spread(
-            scratch, g.stride_w, g.s, g.out_w, pixel(&p.y, n, c, i, 0),
-            1.0 / row_divisor(p, i), p.divisors)
-        for y in range(max(0, top), min(g.h, top + g.r)):
-            if p.x.step_w == 1:
-                p.kernels.add_row(
-                    pixel(&p.x, n, c, y, 0), scratch + g.left * size, used)
-            else:
-                for x in range(used):
-                    add_error(p, n, c, y, x, scratch + (g.left + x) * size)
 
 
 cdef inline void fill_plane_task(void *job, isize task, char *scratch) noexcept nogil:

@@ -4,8 +4,8 @@ from geometry cimport ceil_div, image, pixel, pool_geometry
 from kernels cimport cnn_window, isize
 from libc.string cimport memmove, memset
 from pooling cimport (
-    LARGE_PLANE, column_divisor, forward_rows, inside, moved, planes_of, pooling,
-    row_divisor, span, stream_rows,
+    LARGE_PLANE, column_divisor, columns_touched, forward_rows, inside, moved,
+    planes_of, pooling, row_divisor, rows_touched, span, stream_rows, whole_windows,
 )
 
 # Bytes of the rows that a batch copies, or keeps: they stay in the first-level cache.
@@ -61,20 +61,6 @@ cdef inline void pool_pixels(
         pixel(&p.y, n, 0, i, j), argmax, <int> p.argmax.itemsize, x, &w)
 
 
-cdef inline span whole_windows(
-    isize before, isize dilation, isize taps, isize stride, isize size, isize outs
-) noexcept nogil:
-    """Outputs of one axis whose windows lie inside of the image."""
-    cdef span result
-    cdef isize reach = dilation * (taps - 1)
-    result.first = min(ceil_div(before, stride), outs)
-    result.last = result.first
-    if size + before > reach:
-        result.last = max(
-            result.first, min((size + before - reach - 1) // stride + 1, outs))
-    return result
-
-
 cdef inline void pool_row(const pooling *p, isize n, isize i) noexcept nogil:
     """Channels last: one row, whole windows in one run."""
     cdef const pool_geometry *g = &p.g
@@ -94,16 +80,6 @@ cdef inline void pool_row(const pooling *p, isize n, isize i) noexcept nogil:
 # Windows that overlap from row to row share what is kept of a row of pixels: it is
 # reduced along the windows' columns once, then the kept rows along the windows' rows.
 # Of equal maxima the first of a row, then of the rows, is first in row-major order.
-
-
-cdef inline isize columns_touched(const pool_geometry *g) noexcept nogil:
-    """Columns, with padding, that the windows of all output columns touch."""
-    return (g.out_w - 1) * g.stride_w + g.dilation_w * (g.s - 1) + 1
-
-
-cdef inline isize rows_touched(const pool_geometry *g, isize outs) noexcept nogil:
-    """The same of so many output rows."""
-    return (outs - 1) * g.stride_h + g.dilation_h * (g.r - 1) + 1
 
 
 cdef inline void plan_forward(pooling *p) noexcept nogil:

@@ -17,6 +17,7 @@ cdef enum:
     LARGE_PLANE = 1 << 20
     STREAM_BYTES = 32 << 20
     STREAM_ROWS = 512 << 10
+    SENT_BYTES = 4 << 20
 
 
 cdef struct span:
@@ -72,7 +73,7 @@ cdef struct pooling:
     void *tables                        # memory of what follows
     char *first
     char *divisors                      # forward: divisors; backward: reciprocals
-    isize *offset                       # from a window's corner, for each code
+    isize *winner                       # for each code, from a window's corner
     # backward: for each row and column of pixels the windows that hold it
     axis down, across
     place *row
@@ -132,6 +133,30 @@ cdef inline span inside(
     if result.last < result.first:
         result.last = result.first
     return result
+
+
+cdef inline span whole_windows(
+    isize before, isize dilation, isize taps, isize stride, isize size, isize outs
+) noexcept nogil:
+    """Outputs of one axis whose windows lie inside of the image."""
+    cdef span result
+    cdef isize reach = dilation * (taps - 1)
+    result.first = min(ceil_div(before, stride), outs)
+    result.last = result.first
+    if size + before > reach:
+        result.last = max(
+            result.first, min((size + before - reach - 1) // stride + 1, outs))
+    return result
+
+
+cdef inline isize columns_touched(const pool_geometry *g) noexcept nogil:
+    """Columns, with padding, that the windows of all output columns touch."""
+    return (g.out_w - 1) * g.stride_w + g.dilation_w * (g.s - 1) + 1
+
+
+cdef inline isize rows_touched(const pool_geometry *g, isize outs) noexcept nogil:
+    """The same of so many output rows."""
+    return (outs - 1) * g.stride_h + g.dilation_h * (g.r - 1) + 1
 
 
 cdef inline isize axis_divisor(

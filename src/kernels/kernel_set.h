@@ -13,8 +13,10 @@
 
 #ifdef __clang__
 #define UNROLL_ALL _Pragma("clang loop unroll(full)")
+#define UNROLL_FOUR _Pragma("clang loop unroll_count(4)")
 #else
 #define UNROLL_ALL _Pragma("GCC unroll 32")
+#define UNROLL_FOUR _Pragma("GCC unroll 4")
 #endif
 
 #define REAL float

@@ -151,21 +151,23 @@ static inline void FN(fetch)(const cnn_window *g, const REAL *x, isize elements)
         if (at < count) BLOCK(at, count - at, 1);                                 \
     } while (0)
 
-/* FETCH(at), PAIR(at, step) and ONE(at, n) for the rows of a plane: all runs of two vectors, which
- * are streams of memory side by side, before the next two. The last vector ends with
- * the row, if that is long enough: it makes some outputs again. */
+/* BLOCK(at, step, n, some) for the rows of a plane: all runs of two vectors, which are
+ * streams of memory side by side, before the next two. The last vector ends with the
+ * row, if that is long enough: it makes some outputs again. */
 #define WALK_PLANE(count)                                                         \
     do {                                                                          \
         isize at = 0, left;                                                       \
         for (; (left = count - at) > 0; at += 2 * LANES)                          \
             if (left > LANES) {                                                   \
                 isize step = left < 2 * LANES ? left - LANES : LANES;             \
-                if (g->fetched) RUNS FETCH(at);                                   \
-                RUNS PAIR(at, step);                                              \
+                if (g->fetched)                                                   \
+                    RUNS FN(fetch)(g, x + i * g->x_run + at * lane,               \
+                                   2 * LANES * lane);                             \
+                RUNS BLOCK(at, step, LANES, 2);                                   \
             } else if (count >= LANES)                                            \
-                RUNS ONE(count - LANES, LANES);                                   \
+                RUNS BLOCK(count - LANES, LANES, LANES, 1);                       \
             else                                                                  \
-                RUNS ONE(0, count);                                               \
+                RUNS BLOCK(0, LANES, count, 1);                                   \
     } while (0)
 #define RUNS for (isize i = 0; i < g->runs; i++)
 
@@ -202,14 +204,8 @@ FN(max_rows)(REAL *y, char *argmax, int argmax_size, const REAL *x, const IREAL 
                   coded ? argmax + i * g->code_run * argmax_size : 0, argmax_size,\
                   x + i * g->x_run, kept ? kept + i * g->x_run : 0, g, at, step, n,\
                   some, coded, lane, rows, cols)
-#define FETCH(at) FN(fetch)(g, x + i * g->x_run + at * lane, 2 * LANES * lane)
-#define PAIR(at, step) BLOCK(at, step, LANES, 2)
-#define ONE(at, n) BLOCK(at, LANES, n, 1)
     WALK_PLANE(g->count);
 #undef BLOCK
-#undef FETCH
-#undef ONE
-#undef PAIR
 }
 
 /* The same where lanes are columns and runs are rows of a plane; `kept` (or NULL) are
@@ -304,14 +300,8 @@ FN(sum_rows_of)(REAL *y, const REAL *x, const cnn_window *g, double divisor,
 #define BLOCK(at, step, n, some)                                                  \
     FN(sum_block)(y + i * g->y_run, x + i * g->x_run, g, divisor, lanes, at, step,\
                   n, some, lane, rows, cols)
-#define FETCH(at) FN(fetch)(g, x + i * g->x_run + at * lane, 2 * LANES * lane)
-#define PAIR(at, step) BLOCK(at, step, LANES, 2)
-#define ONE(at, n) BLOCK(at, LANES, n, 1)
     WALK_PLANE(g->count);
 #undef BLOCK
-#undef FETCH
-#undef ONE
-#undef PAIR
 }
 
 /* The same where lanes are columns; with `lanes`, divided by each lane's own, too */

@@ -176,6 +176,24 @@ typedef struct {
     double scale;
 } cnn_share;
 
+/* `count` neighbouring windows, `runs` times, in each of `sides` planes, whose errors go
+ * out to their winners among rows x cols pixels. */
+typedef struct {
+    isize count, runs, sides;
+    const isize *at;          /* for each code, elements from its window's corner */
+    isize taps;               /* positions in a row of a window */
+    isize dilation_h, dilation_w;
+    isize high, wide;         /* rows and columns that a window spans */
+    isize x_step;             /* elements of grad_x from window to window, */
+    isize x_run, y_run, code_run;      /* from run to run, */
+    isize x_side, y_side, code_side;   /* from plane to plane */
+    int checked;              /* whether a winner may lie outside */
+    isize rows, cols;
+    isize y, x;               /* corner of the first window, */
+    isize step;               /* columns from window to window, */
+    isize down, across;       /* rows and columns from run to run */
+} cnn_scatter;
+
 /* How a softmax and its cross-entropy are weighted. */
 typedef struct {
     const double *weights;    /* of each class, or NULL */
@@ -328,8 +346,8 @@ typedef struct {
                       const void *lanes);
     void (*max_backward)(void *grad_x, const void *grad_y, const void *argmax,
                          int argmax_size, const cnn_gather *);
-    void (*max_scatter)(void *grad_x, isize step, isize count, const void *grad_y,
-                        const void *argmax, int argmax_size, const isize *offset);
+    void (*max_scatter)(void *grad_x, const void *grad_y, const void *argmax,
+                        int argmax_size, const cnn_scatter *);
     void (*sum_backward)(void *grad_x, const void *grad_y, const cnn_gather *);
     void (*copy_rows)(void *dst, isize dst_row, const void *src, isize src_row,
                       isize rows, isize bytes);   /* all in bytes */
