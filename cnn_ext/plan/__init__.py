@@ -65,8 +65,8 @@ class Plan:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.train, self.input_gradient = train, input_gradient
         self.repeat = repeat
-        # its memory lives as long as the model or whoever holds a plan of it; what waits
-        # in there knows its plan weakly, so that it goes at once with the last of them
+        # memory lives as long as the model or whoever holds a plan of it; what waits in
+        # there knows its plan weakly, so that it goes at once with the last of them
         self._idle = idle
         self.program = program = compiled(
             model, shape, dtype, train, input_gradient, frozen
