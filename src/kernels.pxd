@@ -31,6 +31,12 @@ cdef extern from "table.h" nogil:
         double keep, share, all_shares, factor
         int64_t ignored
 
+    ctypedef struct cnn_error:
+        const void *grad_y
+        const void *more
+        const void *ended
+        void *error
+
     ctypedef struct cnn_tile:
         isize rows, cols, batches, depth
         const void *const *a
@@ -217,8 +223,8 @@ cdef extern from "table.h" nogil:
             void *, const void *, const void *, const void *, const void *, isize,
             isize, int, int, int) noexcept nogil
         void (*error_sums)(
-            double *, double *, const void *, const void *, const void *, const void *,
-            const void *, isize, isize, int, int, void *) noexcept nogil
+            double *, double *, const cnn_error *, const void *, const void *,
+            const void *, const void *, isize, isize, int, int, void *) noexcept nogil
         void (*normalize_backward)(
             void *, const void *, const void *, const void *, isize, isize, isize, int,
             int) noexcept nogil

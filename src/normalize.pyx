@@ -14,7 +14,8 @@ from libc.math cimport sqrt
 
 from geometry cimport Py_buffer, PyBuffer_Release, ceil_div, hold
 from kernels cimport (
-    CNN_LINEAR, CNN_RUNTIME, check, cnn_kernels, cnn_runtime, isize, kernels_for,
+    CNN_LINEAR, CNN_RUNTIME, check, cnn_error, cnn_kernels, cnn_runtime, isize,
+    kernels_for,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
@@ -55,13 +56,7 @@ cdef struct normalization:
     const char *x
     const char *grad_y
     const char *residual
-    # what grad_y is made of, where it is `error`: the errors that arrive, stopped where
-    # the activation `stop` of `ended` was flat
-    const char *arriving
-    const char *more
-    const char *ended
-    char *error
-    int stop
+    cnn_error error                     # what the sums' pass makes grad_y of
     const char *coefficients            # mean, a, b, level, slope: `c` each
     double *parts                       # two sums of each channel, of each task
 
@@ -354,16 +349,18 @@ def infer(
 
 # -- backward ------------------------------------------------------------------------
 
-cdef void make_error(const normalization *p, isize first, isize count) noexcept nogil:
-    """The error behind sum and activation, while it is summed: of `count` elements."""
+cdef cnn_error error_from(const normalization *p, isize first) noexcept nogil:
+    """Where the error comes from, and goes to, from element `first` on."""
+    cdef cnn_error e = p.error
     cdef isize at = first * p.kernels.itemsize
-    cdef const char *arrived = p.arriving + at
-    if p.more != NULL:
-        p.kernels.add(p.error + at, arrived, p.more + at, count, CNN_LINEAR)
-        arrived = p.error + at
-    if p.stop != CNN_LINEAR:
-        p.kernels.delta[p.stop - 1](
-            p.error + at, arrived, p.ended + at, count, 0, 0, 0)
+    e.grad_y = <const char *> e.grad_y + at
+    if e.more != NULL:
+        e.more = <const char *> e.more + at
+    if e.ended != NULL:
+        e.ended = <const char *> e.ended + at
+    if e.error != NULL:
+        e.error = <char *> e.error + at
+    return e
 
 
 cdef void error_task(void *job, isize task, char *scratch) noexcept nogil:
@@ -374,13 +371,13 @@ cdef void error_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef isize last = min(p.rows, at + p.rows_per_task)
     cdef double *sums = p.parts + 2 * p.c * task
     cdef const char *mean = p.coefficients
+    cdef cnn_error error
     for c in range(2 * p.c):
         sums[c] = 0
     while at < last:
-        if p.error != NULL:
-            make_error(p, at * p.c, min(p.rows_per_block, last - at) * p.c)
+        error = error_from(p, at * p.c)
         p.kernels.error_sums(
-            sums, sums + p.c, p.grad_y + at * p.c * size, p.x + at * p.c * size,
+            sums, sums + p.c, &error, p.x + at * p.c * size,
             mean, mean + p.c * size, mean + 2 * p.c * size,
             min(p.rows_per_block, last - at), p.c, 1, p.activation, scratch)
         at += p.rows_per_block
@@ -391,17 +388,16 @@ cdef void channel_error_task(void *job, isize c, char *scratch) noexcept nogil:
     cdef const normalization *p = <const normalization *> job
     cdef isize size = p.kernels.itemsize, n, at, count, place
     cdef const char *mean = p.coefficients + c * size
+    cdef cnn_error error
     p.parts[c] = p.parts[p.c + c] = 0
     for n in range(p.n):
         at = 0
         while at < p.pixels:
             count = min(BLOCK_ELEMENTS, p.pixels - at)
             place = (n * p.c + c) * p.pixels + at
-            if p.error != NULL:
-                make_error(p, place, count)
-            place *= size
+            error = error_from(p, place)
             p.kernels.error_sums(
-                p.parts + c, p.parts + p.c + c, p.grad_y + place, p.x + place,
+                p.parts + c, p.parts + p.c + c, &error, p.x + place * size,
                 mean, mean + p.c * size, mean + 2 * p.c * size, 1, count, 0,
                 p.activation, scratch)
             at += count
@@ -459,6 +455,8 @@ cdef int run_backward(
             set_real(grad_weight, size, c, product * inverse)
         set_real(of, size, 3 * p.c + c, level / count)
         set_real(of, size, 4 * p.c + c, product * inverse * inverse / count)
+    if p.error.error != NULL:
+        p.activation = CNN_LINEAR       # what was made is stopped already
     if not failed and p.y != NULL:
         failed = runtime.run(grad_x_task, p, p.tasks, 0, work)
     runtime.give(memory)
@@ -490,11 +488,11 @@ def backward(
     try:
         p.x = take(&held, x, False)
         lay_out(&p, &held.view[0])
-        p.grad_y = p.arriving = take(&held, grad_y, False)
-        p.error = take(&held, error, True)
-        p.ended, p.more = take(&held, y, False), take(&held, more, False)
-        if p.error != NULL:
-            p.grad_y, p.stop, p.activation = p.error, activation, CNN_LINEAR
+        p.grad_y = take(&held, grad_y, False)
+        p.error.grad_y, p.error.error = p.grad_y, take(&held, error, True)
+        p.error.ended, p.error.more = take(&held, y, False), take(&held, more, False)
+        if p.error.error != NULL:
+            p.grad_y = <const char *> p.error.error
         p.y = take(&held, grad_x, True)
         gain, offset = take(&held, grad_weight, True), take(&held, grad_bias, True)
         of = <double *> take(&held, stats, False)

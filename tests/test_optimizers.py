@@ -10,7 +10,7 @@ import pytest
 
 from cnn_ext.layers import Linear, Parameter, ReLU
 from cnn_ext.model import Sequential
-from cnn_ext.optimizers import SGD
+from cnn_ext.optimizers import SGD, Adam, RMSprop
 
 OPTIONS = [
     {},
@@ -202,3 +202,32 @@ def test_repr():
     assert repr(SGD(0.1, 0.9)) == (
         "SGD(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)"
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(0.1, momentum=0.5),
+        Adam(0.1, betas=(0.5, 0.5)),
+        RMSprop(0.1, alpha=0.5, momentum=0.5, centered=True),
+    ],
+    ids=repr,
+)
+def test_what_is_kept_is_never_subnormal(optimizer, dtype, kernel_set):
+    # subnormal numbers take a hundred times as long, and a unit that died keeps them
+    limits = np.finfo(dtype)
+    parameter = Parameter(np.ones(37, dtype))
+    parameter.grad = np.full(37, -0.5, dtype)
+    parameter.grad[1] = np.nan
+    optimizer.step([parameter])
+    parameter.grad[0] = parameter.grad[2:] = 0
+    for _ in range(int(-np.log2(float(limits.tiny))) + 60):
+        optimizer.step([parameter])
+        kept = [v for k, v in optimizer._state[parameter].items() if k != "steps"]
+        for array in kept:
+            of = array[[0, *range(2, 37)]]
+            assert np.isfinite(of).all()
+            assert ((of == 0) | (abs(of) >= limits.tiny)).all()
+            assert np.isnan(array[1])
+    assert not any(array[[0, *range(2, 37)]].any() for array in kept)

@@ -486,13 +486,35 @@ def test_a_model_that_goes_takes_its_memory_with_it():
     assert len(spaces) == 2
     gc.disable()
     try:
-        del model, pullback
+        del model, pullback, plan
         assert gone() is None
         assert not any(space() for space in spaces)
-        y = plan.start(x).y  # a plan in hand still runs
     finally:
         gc.enable()
-    assert y.shape == (2, 10)
+
+
+def test_a_plan_in_hand_keeps_its_own_memory():
+    model = zoo.build("lenet5", seed=0)
+    x = _images(model, 2)
+    model(x)
+    plan = model.plan(x.shape)
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+        for _ in range(2):
+            run = plan.start(x)
+            run.backward(np.ones((2, 10), np.float32))
+            run.close()
+            spaces = [weakref.ref(space) for space in plan._idle._spaces]
+            assert len(spaces) == 1  # the other plan's went with it
+        again = plan.start(x)
+        assert again._space is spaces[0]()  # nothing was allocated
+        del again, run, plan
+        assert not any(space() for space in spaces)
+    finally:
+        gc.enable()
 
 
 def test_x_is_not_held_after_the_run():

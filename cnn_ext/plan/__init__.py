@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,9 +65,9 @@ class Plan:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.train, self.input_gradient = train, input_gradient
         self.repeat = repeat
-        # weak: workspaces in there know their plans, and a model that goes takes its
-        # memory with it at once
-        self._idle = weakref.ref(idle)
+        # memory lives as long as the model or whoever holds a plan of it; what waits in
+        # there knows its plan weakly, so that it goes at once with the last of them
+        self._idle = idle
         self.program = program = compiled(
             model, shape, dtype, train, input_gradient, frozen
         )
@@ -95,15 +94,12 @@ class Plan:
 
     def take(self) -> Workspace:
         """Memory for a run: what waits for one, or new."""
-        idle = self._idle()
-        found = None if idle is None else idle.take(self)
+        found = self._idle.take(self)
         return Workspace(self) if found is None else found
 
     def give(self, space: Workspace) -> None:
-        """Keep memory for the next run, unless the model is gone."""
-        idle = self._idle()
-        if idle is not None:
-            idle.give(space)
+        """Keep memory for the next run."""
+        self._idle.give(space)
 
     def way_back(self, input_gradient: bool) -> list[int]:
         """The numbers of the steps back."""

@@ -7,6 +7,7 @@ When the run is dropped, its workspace is free for the next one.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,9 +43,21 @@ class Workspace:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+        self._plan = weakref.ref(plan)  # who runs it holds the plan
+        self.nbytes = plan.memory
         self._memory = allocate(plan.layout.nbytes)
         self._bind()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that this is the memory of."""
+        plan = self._plan()
+        assert plan is not None
+        return plan
+
+    def is_of(self, plan: Plan | None) -> bool:
+        """Whether this is memory of the plan; of None, whether its plan is gone."""
+        return self._plan() is plan
 
     def _bind(self) -> None:
         """Find the arrays of all values; write down all calls but those that read x."""
@@ -135,17 +148,24 @@ class Idle:
     def take(self, plan: Plan) -> Workspace | None:
         """A workspace of this plan; nobody else has it until it is given back."""
         for space in reversed(self._spaces):
-            if space.plan is plan:
-                try:
-                    self._spaces.remove(space)
-                except ValueError:  # another thread was faster
-                    continue
+            if space.is_of(plan) and self._drop(space):
                 return space
         return None
 
+    def _drop(self, space: Workspace) -> bool:
+        """Take a workspace out; False if another thread was faster."""
+        try:
+            self._spaces.remove(space)
+        except ValueError:
+            return False
+        return True
+
     def give(self, space: Workspace) -> None:
-        """Keep a workspace for later, and release those that are too many."""
+        """Keep a workspace for later; release those that are too many, or nobody's."""
         self._spaces.append(space)
+        for other in self._spaces[:-1]:
+            if other.is_of(None):
+                self._drop(other)
         while len(self._spaces) > 1 and (
             len(self._spaces) > IDLE_COUNT or self.nbytes > IDLE_BYTES
         ):
@@ -156,7 +176,7 @@ class Idle:
 
     @property
     def nbytes(self) -> int:
-        return sum(space.plan.memory for space in self._spaces)
+        return sum(space.nbytes for space in self._spaces)
 
 
 class Run:

@@ -204,6 +204,14 @@ typedef struct {
     int64_t ignored;
 } cnn_cross_entropy;
 
+/* The error of a normalisation: grad_y, plus `more` if it is there. Where `error` is
+ * there, the sum is stored in it, stopped where the activation of `ended` was flat;
+ * `error` may be any of the others. */
+typedef struct {
+    const void *grad_y, *more, *ended;
+    void *error;
+} cnn_error;
+
 enum { CNN_SGD, CNN_ADAM, CNN_RMSPROP, CNN_UPDATES };
 
 /* `count` neighbouring pixels, `runs` times, and what reaches them. With phases, every
@@ -315,7 +323,7 @@ typedef struct {
     void (*normalize)(void *y, const void *x, const void *residual, const void *a,
                       const void *b, isize rows, isize cols, int each, int activation,
                       int stream);
-    void (*error_sums)(double *sums, double *products, const void *grad_y,
+    void (*error_sums)(double *sums, double *products, const cnn_error *of,
                        const void *x, const void *mean, const void *a, const void *b,
                        isize rows, isize cols, int each, int activation, void *scratch);
     void (*normalize_backward)(void *grad_x, const void *grad_y, const void *x,
