@@ -3,8 +3,8 @@
 # weights [tap][channel][out].
 
 from boxes cimport (
-    band_elements, band_of, band_offset, box, box_at, box_grid, box_pixels, count, cut,
-    fill_band, halve, meets_padding, tap_list,
+    band_elements, band_of, band_offset, box, box_at, box_grid, box_pixels,
+    count as count_boxes, cut, fill_band, halve, meets_padding, tap_list,
 )
 from correlate cimport (
     COPIED_BYTES, aligned, bias_panel, correlation, move_sums, pack_block, panel,
@@ -196,7 +196,7 @@ cdef inline void narrow(const correlation *c, box_grid *grid) noexcept nogil:
             best = products - most // 32
             grid.box_n, grid.box_w = 1, wide
             grid.box_h = even_share(grid.rows, max(1, pixels // wide))
-    count(grid)
+    count_boxes(grid)
 
 
 cdef inline void point_at_source(

@@ -32,6 +32,9 @@ CONVOLUTIONS: dict[str, tuple] = {
     "groups": ((2, 12, 9, 10), (18, 4, 3, 3), {"groups": 3, "padding": 1}),
     "few a group": ((2, 24, 11, 17), (24, 4, 3, 3), {"groups": 6, "padding": 1}),
     "depthwise": ((2, 21, 11, 12), (21, 1, 3, 3), {"groups": 21, "padding": 1}),
+    "depthwise strided": ((2, 5, 14, 35), (5, 1, 3, 3), {"groups": 5, "stride": 2}),
+    "dots": ((2, 40, 9, 17), (3, 40, 3, 3), {"padding": 1}),
+    "wide dilation": ((1, 20, 33, 31), (17, 20, 3, 3), {"dilation": 12, "padding": 12}),
 }
 
 
