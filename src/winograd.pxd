@@ -19,11 +19,13 @@ from correlate cimport (
 )
 from geometry cimport ceil_div, image, pixel
 from kernels cimport (
-    CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_tile, cnn_winograd, isize, run_tile,
+    CACHE_LINE, CNN_LINEAR, CNN_ZERO, cnn_inside, cnn_kernels, cnn_tile, cnn_winograd,
+    isize, run_tile,
 )
 
 cdef enum:
-    # Bounds of scratch memory, in bytes: transformed weights, a task's patches.
+    # Bounds of scratch memory, in bytes: transformed weights, a task's patches and
+    # their products.
     WEIGHT_BYTES = 16 << 20
     PATCH_BYTES = 640 << 10
     LARGE_BYTES = 6 << 20
@@ -98,17 +100,6 @@ cdef inline tap_list patch_taps(
     return patch
 
 
-cdef inline tap_list patch_corner(const cnn_winograd *f) noexcept nogil:
-    """A patch's pixels, as taps of its first pixel."""
-    cdef tap_list patch
-    patch.count, patch.wide, patch.rows = points_of(f), f.cols, f.rows
-    patch.dy = patch.dx = patch.row = patch.row_dy = NULL
-    patch.dy_min = patch.dx_min = 0
-    patch.dy_max, patch.dx_max = f.rows - 1, f.cols - 1
-    patch.sy = patch.sx = 1
-    return patch
-
-
 # The rows of a phase of one image; row i of dst needs rows i + dy, ... of src.
 cdef struct phase:
     image src, dst
@@ -152,17 +143,15 @@ cdef inline void fill_phase(
     fill_band(to, b, &one, patch, kernels, src, channel, channels)
 
 
-cdef inline void copy_patch(
-    char *to, const band *single, const cnn_winograd *f, const cnn_kernels *kernels,
-    image src, isize row, isize col, isize across, isize channel, isize channels,
+cdef inline cnn_inside inside_of(
+    const image *src, isize row, isize col, isize across
 ) noexcept nogil:
-    """Copy one patch, zeros where the image ends."""
-    cdef tap_list corner = patch_corner(f)
-    cdef box b
-    b.n0, b.n1, b.i0, b.i1 = 0, 1, row, row + 1
-    b.j0 = take_every(&src.data, &src.w, &src.step_w, src.itemsize, col, across)
-    b.j1 = b.j0 + 1
-    fill_band(to, single, &b, &corner, kernels, &src, channel, channels)
+    """What an image has of the patch at row and col."""
+    cdef cnn_inside there
+    there.row0, there.row1 = -row, src.h - row
+    there.col0 = ceil_div(-col, across) if col < 0 else 0
+    there.col1 = ceil_div(src.w - col, across) if col < src.w else 0
+    return there
 
 
 # Where the outputs of a patch go.
@@ -175,9 +164,15 @@ cdef struct patch_end:
 cdef struct winograd_space:
     isize patches, rows, channels       # at most; the latter ones rounded up
     isize values_step, products_step    # from point to point
+    isize width, products_row           # of a block's products; from patch to patch
     isize together                      # blocks that are multiplied point by point
     isize tile_step                     # from phase to phase
     isize values, products, a, c, ends, tile, total
+
+
+cdef inline bint in_place(const correlation *c) noexcept nogil:
+    """Whether the products of a tile take the place of the values that they are of."""
+    return c.blocks == 1 and width_of(c, 0) <= c.depth
 
 
 cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogil:
@@ -190,15 +185,21 @@ cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogi
     w.channels = ceil_div(c.depth, lanes) * lanes
     # a vector more, so that no two points fall on the same cache sets
     w.values_step = w.patches * w.channels + lanes
-    w.products_step = w.rows * c.block + lanes
+    w.products_row = w.width = width_of(c, 0)
+    w.products_step = w.rows * w.width + lanes
     w.together = min(TOGETHER, c.blocks) if c.streamed else 1
     w.tile_step = (
-        c.grid.box_h * f.out_rows * c.grid.box_w * f.out_cols * across * c.block)
+        c.grid.box_h * f.out_rows * c.grid.box_w * f.out_cols * across * w.width)
     # vectors of the last pixel's channels reach beyond the band
-    w.values = aligned(size * (lanes + c.around.image_step * (
-        c.grid.box_n if c.banded else 1)))
-    w.products = w.values + aligned(points_of(f) * w.values_step * size)
-    w.a = w.products + aligned(w.together * points_of(f) * w.products_step * size)
+    w.values = 0
+    if c.banded:
+        w.values = aligned(size * (lanes + c.around.image_step * c.grid.box_n))
+    w.products = w.a = w.values + aligned(points_of(f) * w.values_step * size)
+    if in_place(c):
+        w.products = w.values
+        w.products_step, w.products_row = w.values_step, w.channels
+    else:
+        w.a += aligned(w.together * points_of(f) * w.products_step * size)
     w.c = w.a + aligned(w.rows * <isize> sizeof(void *))
     w.ends = w.c + aligned(w.rows * <isize> sizeof(void *))
     w.tile = w.ends + aligned(w.patches * <isize> sizeof(patch_end))
@@ -262,16 +263,18 @@ cdef inline isize transform_patches(
     cdef const cnn_kernels *kernels = c.kernels
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = kernels.itemsize, across = phases_across(&c.taps), wide
-    cdef isize n, i, j, row, col, p = 0, step_row, step_col
+    cdef isize n, i, j, part, row, col, first, p = 0, step_row, step_col
     cdef const void **a = <const void **> (scratch + w.a)
     cdef patch_end *ends = <patch_end *> (scratch + w.ends)
     cdef tap_list patch = patch_taps(&c.taps, f)
     cdef phase here
     cdef box outputs
+    cdef cnn_inside inside
+    cdef const cnn_inside *partly
     cdef char *x
     cdef char *copied
     cdef char *tile
-    wide = (f.cols - 1) * across
+    wide = f.out_cols * across
     for n in range(where.n0, where.n1):
         here = phase_of(&c.src, &c.dst, &c.taps, n)
         outputs = outputs_of(c, where, &here)
@@ -285,39 +288,44 @@ cdef inline isize transform_patches(
             clear_behind(copied, c.around.image_step, kernels)
         for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
             row = i * f.out_rows
-            for j in range(where.j0 * across, where.j1 * across):
-                col = j // across * f.out_cols * across + j % across
-                if col >= here.dst.w:
-                    continue
-                ends[p].rows = min(f.out_rows, here.dst.h - row)
-                ends[p].cols = min(f.out_cols, ceil_div(here.dst.w - col, across))
-                if c.direct:
-                    ends[p].y = pixel(&here.dst, 0, group * c.outs, row, col)
-                else:
-                    ends[p].y = tile + c.block * size * (
-                        (row - outputs.i0) * (outputs.j1 - outputs.j0)
-                        + col - outputs.j0)
-                step_row, step_col = c.around.row_step, c.around.channels
-                if c.banded:
-                    x = copied + size * (
-                        (row - outputs.i0) * step_row + (col - outputs.j0) * step_col)
-                    step_col *= across
-                elif (row + here.dy >= 0 and row + here.dy + f.rows <= here.src.h
-                        and col + c.taps.dx_min >= 0
-                        and col + c.taps.dx_min + wide < here.src.w):
-                    x = pixel(&here.src, 0, group * c.depth,
-                              row + here.dy, col + c.taps.dx_min)
-                    step_row = here.src.step_h
-                    step_col = here.src.step_w * across
-                else:
-                    x = scratch
-                    copy_patch(
-                        x, &c.around, f, kernels, here.src, row + here.dy,
-                        col + c.taps.dx_min, across, group * c.depth, c.depth)
-                a[p] = scratch + w.values + p * w.channels * size
-                f.input(
-                    <void *> a[p], w.values_step, x, step_row, step_col, c.depth)
-                p += 1
+            for j in range(where.j0, where.j1):
+                for part in range(across):
+                    col = j * wide + part
+                    if col >= here.dst.w:
+                        break
+                    ends[p].rows = min(f.out_rows, here.dst.h - row)
+                    ends[p].cols = f.out_cols
+                    if here.dst.w - col < wide:
+                        ends[p].cols = ceil_div(here.dst.w - col, across)
+                    if c.direct:
+                        ends[p].y = pixel(&here.dst, 0, group * c.outs, row, col)
+                    else:
+                        ends[p].y = tile + w.width * size * (
+                            (row - outputs.i0) * (outputs.j1 - outputs.j0)
+                            + col - outputs.j0)
+                    partly = NULL
+                    if c.banded:
+                        step_row, step_col = c.around.row_step, c.around.channels
+                        x = copied + size * (
+                            (row - outputs.i0) * step_row
+                            + (col - outputs.j0) * step_col)
+                        step_col *= across
+                    else:
+                        first = col + c.taps.dx_min
+                        x = pixel(
+                            &here.src, 0, group * c.depth, row + here.dy, first)
+                        step_row = here.src.step_h
+                        step_col = here.src.step_w * across
+                        if (row + here.dy < 0 or row + here.dy + f.rows > here.src.h
+                                or first < 0
+                                or first + (f.cols - 1) * across >= here.src.w):
+                            inside = inside_of(
+                                &here.src, row + here.dy, first, across)
+                            partly = &inside
+                    a[p] = scratch + w.values + p * w.channels * size
+                    f.input(<void *> a[p], w.values_step, x, step_row, step_col,
+                            c.depth, partly)
+                    p += 1
     return p
 
 
@@ -348,12 +356,12 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     q.start, q.activation, q.next = CNN_ZERO, CNN_LINEAR, NULL
     q.a_at = NULL
     q.batches, q.depth = 1, c.depth
-    q.a_next, q.a_step = 0, 1
+    q.a_next, q.a_step, q.next_step = 0, 1, CACHE_LINE
     q.c = products
     for p in range(padded):
-        products[p] = scratch + w.products + p * c.block * size
-    step_col, step_block = across * c.block, 0
-    step_row = c.block * (
+        products[p] = scratch + w.products + p * w.products_row * size
+    step_col, step_block = across * w.width, 0
+    step_row = w.width * (
         min(where.j1 * f.out_cols * across, c.dst.w) - where.j0 * f.out_cols * across)
     if c.direct:
         step_row = c.dst.step_h * phases_down(&c.taps)
@@ -403,7 +411,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
                 move_pixels(
                     kernels, &here.dst, &outputs, group * c.outs + block * c.block,
                     cols, scratch + w.tile + (n - where.n0) * w.tile_step * size,
-                    c.block, 1, False)
+                    w.width, 1, False)
 
 
 cdef inline void plan_winograd(correlation *c) noexcept nogil:
@@ -411,11 +419,11 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, points = points_of(f)
     cdef isize channels = ceil_div(c.depth, c.kernels.lanes) * c.kernels.lanes
-    cdef isize patches = PATCH_BYTES // (points * channels * size) // mr * mr
+    cdef isize values = channels + (0 if in_place(c) else width_of(c, 0))
+    cdef isize patches = PATCH_BYTES // (points * values * size) // mr * mr
     cdef isize all_patches = count_patches(f, &c.taps, &c.dst)
     cdef isize across = phases_across(&c.taps)
     cdef tap_list patch = patch_taps(&c.taps, f)
-    cdef box_grid single
     # Weights that stream past the patches: then more patches share them, and some
     # blocks take their turn at each point.
     c.streamed = is_streamed(f, c.depth, c.outs, size)
@@ -434,10 +442,6 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     c.banded = c.src.step_c != 1 or c.depth % c.kernels.lanes != 0
     if c.banded:
         c.around = band_of(&c.grid, &patch, c.depth)
-    else:
-        single = cut(1, 1, 1, 1)
-        patch = patch_corner(f)
-        c.around = band_of(&single, &patch, c.depth)
     while winograd_space_of(c).total > SCRATCH_BYTES and halve(&c.grid, 1):
         if c.banded:
             c.around = band_of(&c.grid, &patch, c.depth)

@@ -140,7 +140,8 @@ cdef inline void winograd_gradient_task(
                         x + size * (
                             i * g.out_rows * s.around_x.row_step
                             + col * part.channels),
-                        s.around_x.row_step, across * part.channels, part.channels)
+                        s.around_x.row_step, across * part.channels, part.channels,
+                        NULL)
                     g.error(
                         scratch + s.q + p * s.filters * size, s.q_step,
                         grad_y + size * (
@@ -189,11 +190,14 @@ cdef inline void winograd_gradient_task(
 
 cdef inline void plan_winograd_gradient(gradient_of_weight *w) noexcept nogil:
     """Choose parts and boxes of patches from the geometry alone."""
+    cdef isize points = points_of(w.winograd), most
     # the sums at all points stay in the second-level cache (1.2 MB at most)
-    w.some_filters = even_share(w.filters, 64 * 36 // points_of(w.winograd))
+    most = max(64, 64 * 36 // points)
+    w.some_filters = even_share(w.filters, most)
     if w.some_filters < w.filters:
         w.some_filters = ceil_div(w.some_filters, w.block) * w.block
-    w.some_channels = even_share(w.channels, 128)
-    w.grid = cut_patches(w.winograd, &w.taps, &w.grad_y, 64)
+    w.some_channels = even_share(w.channels, min(128, 64 * 128 * 36 // (points * most)))
+    w.grid = cut_patches(
+        w.winograd, &w.taps, &w.grad_y, min(64, 64 * 36 // points))
     w.part_size = (
         w.some_channels * w.taps.count * whole_vectors(w, w.some_filters))
