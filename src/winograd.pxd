@@ -9,26 +9,27 @@
 # the second-level cache; else U is made once, in memory.
 
 from boxes cimport (
-    band, band_of, box, box_at, box_grid, box_pixels, boxes, cut, halve, tap_list,
+    band, band_of, box, box_at, box_pixels, boxes, halve, tap_list,
 )
 from correlate cimport (
     aligned, bias_panel, clear_behind, correlation, move_pixels, panel, width_of,
 )
 from geometry cimport ceil_div, even_share, image, pixel
 from kernels cimport (
-    CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_runtime, cnn_tile,
-    cnn_winograd, isize, run_tile,
+    CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_inside, cnn_kernels, cnn_runtime,
+    cnn_tile, cnn_winograd, isize, run_tile,
 )
 from winograd_patches cimport (
-    copy_patch, count_patches, cut_patches, fill_phase, patch_taps, phase, phase_of,
-    phases_across, phases_down, points_of, rectangle,
+    count_patches, cut_patches, fill_phase, inside_of, patch_taps, phase, phase_of,
+    phases_across, phases_down, points_of,
 )
 from winograd_weights cimport (
     is_streamed, pack_taps, point_of_panel, transform_taps, winograd_panel_bytes,
 )
 
 cdef enum:
-    # Bounds of scratch memory, in bytes: a task's patches, those that tasks share.
+    # Bounds of scratch memory, in bytes: a task's patches and their products, patches
+    # that tasks share.
     PATCH_BYTES = 640 << 10
     LARGE_BYTES = 6 << 20
     SCRATCH_BYTES = 8 << 20
@@ -76,6 +77,7 @@ cdef struct patch_end:
 cdef struct winograd_space:
     isize patches, channels             # at most, of a chunk; rounded up to vectors
     isize values_step, products_step    # from point to point
+    isize width, products_row           # of a block's products; from patch to patch
     isize chunk_step                    # of V, from chunk to chunk of channels
     isize together                      # blocks that are multiplied point by point
     isize tile_step                     # from phase to phase
@@ -84,20 +86,22 @@ cdef struct winograd_space:
 
 
 cdef inline band band_of_patches(const correlation *c, isize channels) noexcept nogil:
-    """What some channels of a box are copied to, or a patch's at the image's edge."""
+    """What some channels of the patches of a box are copied to."""
     cdef tap_list patch = patch_taps(&c.taps, c.winograd)
-    cdef box_grid single
-    if c.banded:
-        return band_of(&c.grid, &patch, channels)
-    single = cut(1, 1, 1, 1)
-    patch = rectangle(c.winograd.rows, c.winograd.cols, 0, 0, 1, 1)
-    return band_of(&single, &patch, channels)
+    return band_of(&c.grid, &patch, channels)
 
 
 cdef inline isize band_bytes(const correlation *c, isize channels) noexcept nogil:
-    cdef band b = band_of_patches(c, channels)
-    # vectors of the last pixel's channels reach beyond the band
-    return aligned(c.kernels.itemsize * (c.kernels.lanes + b.image_step))
+    """A band; vectors of its last pixel's channels reach beyond it."""
+    if not c.banded:
+        return 0
+    return aligned(c.kernels.itemsize * (
+        c.kernels.lanes + band_of_patches(c, channels).image_step))
+
+
+cdef inline bint in_place(const correlation *c) noexcept nogil:
+    """Whether the products of a tile take the place of the values that they are of."""
+    return c.blocks == 1 and not c.fused and width_of(c, 0) <= c.depth
 
 
 cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogil:
@@ -109,17 +113,23 @@ cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogi
     w.channels = ceil_div(c.depth_now, lanes) * lanes
     # a vector more, so that no two points fall on the same cache sets
     w.values_step = w.patches * w.channels + lanes
-    w.products_step = w.patches * c.block + lanes
+    w.width = w.products_row = width_of(c, 0)
+    w.products_step = w.patches * w.width + lanes
     w.chunk_step = points * w.values_step
     w.values_bytes = aligned(ceil_div(c.depth, w.channels) * w.chunk_step * size)
     w.together = min(TOGETHER, c.blocks) if c.streamed and not c.fused else 1
     w.tile_step = (
-        c.grid.box_h * f.out_rows * c.grid.box_w * f.out_cols * across * c.block)
+        c.grid.box_h * f.out_rows * c.grid.box_w * f.out_cols * across * w.width)
     w.values = w.products = 0
     if not c.shares:
         w.values = band_bytes(c, c.depth)
         w.products = w.values + w.values_bytes
-    w.weights = w.products + aligned(w.together * points * w.products_step * size)
+    w.weights = w.products
+    if in_place(c):
+        w.products = w.values
+        w.products_step, w.products_row = w.values_step, w.channels
+    else:
+        w.weights += aligned(w.together * points * w.products_step * size)
     w.packed = w.a = w.weights
     if c.fused:
         w.packed += aligned(points * (w.channels * c.block + lanes) * size)
@@ -149,7 +159,7 @@ cdef inline box outputs_of(
     return b
 
 
-cdef inline isize transform_patches(
+cdef inline void transform_patches(
     const correlation *c, const winograd_space *w, const box *where, isize group,
     isize first, isize last, char *scratch, char *values,
 ) noexcept nogil:
@@ -157,13 +167,15 @@ cdef inline isize transform_patches(
     cdef const cnn_kernels *kernels = c.kernels
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = kernels.itemsize, across = phases_across(&c.taps), wide
-    cdef isize n, i, j, row, col, p = 0, d, run, step_row, step_col
+    cdef isize n, i, j, part, row, col, at, p = 0, d, run, step_row, step_col
     cdef band around = band_of_patches(c, last - first)
     cdef tap_list patch = patch_taps(&c.taps, f)
     cdef phase here
     cdef box outputs
+    cdef cnn_inside inside
+    cdef const cnn_inside *partly
     cdef char *x
-    wide = (f.cols - 1) * across
+    wide = f.out_cols * across
     for n in range(where.n0, where.n1):
         here = phase_of(&c.src, &c.dst, &c.taps, n)
         outputs = outputs_of(c, where, &here)
@@ -175,38 +187,40 @@ cdef inline isize transform_patches(
             clear_behind(scratch, around.image_step, kernels)
         for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
             row = i * f.out_rows
-            for j in range(where.j0 * across, where.j1 * across):
-                col = j // across * f.out_cols * across + j % across
-                if col >= here.dst.w:
-                    continue
-                step_row, step_col = around.row_step, around.channels
-                if c.banded:
-                    x = scratch + size * (
-                        (row - outputs.i0) * step_row + (col - outputs.j0) * step_col)
-                    step_col *= across
-                elif (row + here.dy >= 0 and row + here.dy + f.rows <= here.src.h
-                        and col + c.taps.dx_min >= 0
-                        and col + c.taps.dx_min + wide < here.src.w):
-                    x = pixel(&here.src, 0, group * c.depth + first,
-                              row + here.dy, col + c.taps.dx_min)
-                    step_row = here.src.step_h
-                    step_col = here.src.step_w * across
-                else:
-                    x = scratch
-                    copy_patch(
-                        x, &around, f, kernels, here.src, row + here.dy,
-                        col + c.taps.dx_min, across, group * c.depth + first,
-                        last - first)
-                d = first
-                while d < last:
-                    run = min(last, (d // w.channels + 1) * w.channels) - d
-                    f.input(
-                        values + size * (
-                            d // w.channels * w.chunk_step + p * w.channels
-                            + d % w.channels),
-                        w.values_step, x + (d - first) * size, step_row, step_col, run)
-                    d += run
-                p += 1
+            for j in range(where.j0, where.j1):
+                for part in range(across):
+                    col = j * wide + part
+                    if col >= here.dst.w:
+                        break
+                    partly = NULL
+                    if c.banded:
+                        step_row, step_col = around.row_step, around.channels
+                        x = scratch + size * (
+                            (row - outputs.i0) * step_row
+                            + (col - outputs.j0) * step_col)
+                        step_col *= across
+                    else:
+                        at = col + c.taps.dx_min
+                        x = pixel(&here.src, 0, group * c.depth + first,
+                                  row + here.dy, at)
+                        step_row = here.src.step_h
+                        step_col = here.src.step_w * across
+                        if (row + here.dy < 0 or row + here.dy + f.rows > here.src.h
+                                or at < 0
+                                or at + (f.cols - 1) * across >= here.src.w):
+                            inside = inside_of(&here.src, row + here.dy, at, across)
+                            partly = &inside
+                    d = first
+                    while d < last:
+                        run = min(last, (d // w.channels + 1) * w.channels) - d
+                        f.input(
+                            values + size * (
+                                d // w.channels * w.chunk_step + p * w.channels
+                                + d % w.channels),
+                            w.values_step, x + (d - first) * size, step_row, step_col,
+                            run, partly)
+                        d += run
+                    p += 1
 
 
 cdef inline isize end_patches(
@@ -216,7 +230,7 @@ cdef inline isize end_patches(
     """Where the outputs of each patch of a box go: in dst, or in the tile."""
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = c.kernels.itemsize, across = phases_across(&c.taps)
-    cdef isize n, i, j, row, col, p = 0
+    cdef isize n, i, j, part, row, col, wide = f.out_cols * across, p = 0
     cdef phase here
     cdef box outputs
     for n in range(where.n0, where.n1):
@@ -224,19 +238,22 @@ cdef inline isize end_patches(
         outputs = outputs_of(c, where, &here)
         for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
             row = i * f.out_rows
-            for j in range(where.j0 * across, where.j1 * across):
-                col = j // across * f.out_cols * across + j % across
-                if col >= here.dst.w:
-                    continue
-                ends[p].rows = min(f.out_rows, here.dst.h - row)
-                ends[p].cols = min(f.out_cols, ceil_div(here.dst.w - col, across))
-                if c.direct:
-                    ends[p].y = pixel(&here.dst, 0, group * c.outs, row, col)
-                else:
-                    ends[p].y = tile + c.block * size * (
-                        (row - outputs.i0) * (outputs.j1 - outputs.j0)
-                        + col - outputs.j0)
-                p += 1
+            for j in range(where.j0, where.j1):
+                for part in range(across):
+                    col = j * wide + part
+                    if col >= here.dst.w:
+                        break
+                    ends[p].rows = min(f.out_rows, here.dst.h - row)
+                    ends[p].cols = f.out_cols
+                    if here.dst.w - col < wide:
+                        ends[p].cols = ceil_div(here.dst.w - col, across)
+                    if c.direct:
+                        ends[p].y = pixel(&here.dst, 0, group * c.outs, row, col)
+                    else:
+                        ends[p].y = tile + w.width * size * (
+                            (row - outputs.i0) * (outputs.j1 - outputs.j0)
+                            + col - outputs.j0)
+                    p += 1
         tile += w.tile_step * size
     return p
 
@@ -283,7 +300,7 @@ cdef inline product_part begin_products(
         if p < part.patches:
             part.a[p] = values + p * w.channels * c.kernels.itemsize
             part.products[p] = (
-                scratch + w.products + p * c.block * c.kernels.itemsize)
+                scratch + w.products + p * w.products_row * c.kernels.itemsize)
     part.q.start, part.q.activation = CNN_ZERO, CNN_LINEAR
     part.q.next, part.q.next_step = NULL, CACHE_LINE
     part.ahead_tiles = 0
@@ -327,8 +344,8 @@ cdef inline void store_outputs(
     cdef const box *where = &part.where
     cdef isize size = c.kernels.itemsize, across = phases_across(&c.taps), p, n
     cdef isize cols = min(width_of(c, block), c.outs - block * c.block)
-    cdef isize step_col = across * c.block, step_block = 0
-    cdef isize step_row = c.block * (
+    cdef isize step_col = across * w.width, step_block = 0
+    cdef isize step_row = w.width * (
         min(where.j1 * f.out_cols * across, c.dst.w) - where.j0 * f.out_cols * across)
     cdef phase here
     cdef box outputs
@@ -351,7 +368,7 @@ cdef inline void store_outputs(
             move_pixels(
                 c.kernels, &here.dst, &outputs,
                 part.group * c.outs + block * c.block, cols,
-                part.tile + (n - where.n0) * w.tile_step * size, c.block, 1, False)
+                part.tile + (n - where.n0) * w.tile_step * size, w.width, 1, False)
 
 
 cdef inline void winograd_values_task(
@@ -473,7 +490,8 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, lanes = c.kernels.lanes
     cdef isize points = points_of(f), channels = ceil_div(c.depth, lanes) * lanes
-    cdef isize patches = PATCH_BYTES // (points * channels * size) // mr * mr
+    cdef isize values = channels + (0 if in_place(c) else width_of(c, 0))
+    cdef isize patches = PATCH_BYTES // (points * values * size) // mr * mr
     cdef isize all_patches = count_patches(f, &c.taps, &c.dst)
     # Weights that stream past the patches: then more patches share them, and some
     # blocks take their turn at each point.
