@@ -43,10 +43,11 @@ from winograd_gradient cimport (
     plan_winograd_gradient, share_values, winograd_gradient_space_of,
     winograd_gradient_task,
 )
-from winograd cimport plan_winograd, rows_of_tiles, run_winograd, winograd_space_of
+from winograd cimport plan_winograd, run_winograd
 from winograd_patches cimport count_patches, phases_across, phases_down, points_of
+from winograd_values cimport winograd_space_of
 from winograd_weights cimport (
-    FUSED_BYTES, WEIGHT_BYTES, is_fused, is_streamed, order_of_taps,
+    FUSED_BYTES, WEIGHT_BYTES, is_fused, is_streamed, order_of_taps, rows_of_tiles,
     winograd_pack_bytes, winograd_pack_task, winograd_panel_bytes,
 )
 
