@@ -45,18 +45,29 @@ from winograd_gradient cimport (
     plan_winograd_gradient, share_values, winograd_gradient_space_of,
     winograd_gradient_task,
 )
-from winograd cimport plan_winograd, rows_of_tiles, run_winograd, winograd_space_of
+from winograd cimport plan_winograd, run_winograd
 from winograd_patches cimport count_patches, phases_across, phases_down, points_of
+from winograd_values cimport winograd_space_of
 from winograd_weights cimport (
-    FUSED_BYTES, WEIGHT_BYTES, is_fused, is_streamed, order_of_taps,
+    FUSED_BYTES, WEIGHT_BYTES, is_fused, is_streamed, order_of_taps, rows_of_tiles,
     winograd_pack_bytes, winograd_pack_task, winograd_panel_bytes,
 )
 
 
 cdef enum:
-    # 10 points have twice the error of 8 (1x7 of 256 channels: 3.0e-6 of the norm), and
-    # more channels would exceed what set_precision promises
+    # More channels would exceed what set_precision promises: 10 points have twice the
+    # error of 8 (1x7 of 256 channels: 3.0e-6 of the norm), and 8 along both axes more
+    # (5x5 of 32, 96, 128 channels: 2.5, 3.8, 4.4e-6).
     MOST_FOR_10_POINTS = 256
+    MOST_FOR_64_POINTS = 128
+
+
+cdef inline isize most_channels(const cnn_winograd *f) noexcept nogil:
+    """Channels of a sum whose error is within bounds; 0: any number."""
+    cdef isize points = points_of(f)
+    if points == 10:
+        return MOST_FOR_10_POINTS
+    return MOST_FOR_64_POINTS if points == 64 else 0
 
 
 cdef inline const cnn_winograd *filtering(
@@ -65,65 +76,67 @@ cdef inline const cnn_winograd *filtering(
 ) noexcept nogil:
     """The minimal filtering that pays for this geometry; NULL for the direct sum.
 
-    Winograd saves products (1 of 4 stays for 3x3, 9 of 25 for 5x5, 4 of 9 for 1x3, 2 of
-    5 for 1x5, 5 of 14 for 1x7) and pays with transforms of pixels and of weights. It is
-    for dense kernels with stride 1, any dilation, and for float32.
+    Winograd saves products (1 of 4 stays for 3x3, 4 or 9 of 25 for 5x5, 4 of 9 for 1x3,
+    2 of 5 for 1x5, 5 of 14 for 1x7) and pays with transforms of pixels and of weights.
+    It is for dense kernels with stride 1, any dilation, and for float32.
     """
     cdef const cnn_winograd *const *at = kernels.winograd
+    cdef const cnn_winograd *f
     cdef const cnn_winograd *best = NULL
     # products for a pair of channel and filter
-    cdef isize direct = dst.n * dst.h * dst.w * taps.count, fewest = direct, products
-    cdef isize across = phases_across(taps)
-    cdef isize cost, patches, empty
+    cdef isize direct = dst.n * dst.h * dst.w * taps.count, products
+    cdef isize across = phases_across(taps), least = direct
+    cdef isize cost, patches, points, empty
+    cdef bint streamed
     if at == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
         return NULL
     if channels < 16 or filters < 16:
         return NULL
-    while at[0] != NULL:
-        if (at[0].tap_rows == taps.rows
-                and at[0].tap_rows * at[0].tap_cols == taps.count
-                and (points_of(at[0]) != 10 or channels <= MOST_FOR_10_POINTS)):
-            products = count_patches(at[0], taps, dst) * points_of(at[0])
-            if products < fewest:
-                best, fewest = at[0], products
-        at += 1
-    if best == NULL:
-        return NULL
-    # phases with few pixels fill patches badly, and copies of them are mostly zeros
-    if across > 1 or phases_down(taps) > 1:
-        if 2 * fewest > direct or across > 2 * kernels.mr:
-            return NULL
-    # In products: to transform a value of a patch and back costs about 12 (1x7 of 16
-    # channels takes 1.3 times the direct sum's time, 1x5 of 32 channels 0.7 times); a
-    # value of a weight 32, or 64 through memory, whence tiles get it more slowly, too
-    # (3x3 256->256 with 128 patches 0.8 times); in the gradient of weights 20 (512->512
-    # with 8 patches 1.1 times, 16 patches 0.8 times). A task that transforms its weights pays 9, and 19 to pack
-    # each of them (3x3 256->256 with 4 patches 1.1 times, 8 patches 0.7 times), or 8
-    # for those packed beforehand; values made beforehand are read for 4 (0.7 times
-    # with 4 patches). Few patches are rounded up to the rows of tiles; the direct sum's
-    # tiles for few pixels stay half empty, too.
-    # Whole numbers: the caller's floating-point state is left alone.
-    cost = fewest + 12 * fewest // channels + 12 * fewest // filters
-    patches = fewest // points_of(best)
-    empty = (rows_of_tiles(kernels, patches) - patches) * points_of(best)
     if not of_weights and dst.n * dst.h * dst.w <= FEW_PIXELS:
-        direct = 7 * direct // 5
-    if not of_weights and is_fused(
-            best, patches, channels, filters, kernels.itemsize, packed):
-        cost += 6 * empty // 5 + fewest // 5
-        cost += points_of(best) * (8 if packed else 9)
-        cost += 0 if packed else 19 * taps.count
-    elif packed:
-        cost += empty + 4 * points_of(best)
-    elif of_weights and is_streamed(best, channels, filters, kernels.itemsize):
-        cost += 3 * fewest // 10 + 20 * points_of(best)
-    elif patches < kernels.mr:
-        return NULL
-    elif not is_streamed(best, channels, filters, kernels.itemsize):
-        cost += 32 * points_of(best)
-    else:
-        cost += 2 * fewest // 5 + 64 * points_of(best)
-    return best if cost < direct else NULL
+        least = 7 * direct // 5     # tiles for few pixels stay half empty
+    while at[0] != NULL:
+        f = at[0]
+        at += 1
+        if f.tap_rows != taps.rows or f.tap_rows * f.tap_cols != taps.count:
+            continue
+        if not of_weights and 0 < most_channels(f) < channels:
+            continue
+        points, patches = points_of(f), count_patches(f, taps, dst)
+        products = points * patches
+        # phases with few pixels fill patches badly, and copies of them are mostly zeros
+        if across > 1 or phases_down(taps) > 1:
+            if 2 * products > direct or across > 2 * kernels.mr:
+                continue
+        # In products: to transform a value of a patch and back costs about 12 (1x7 of
+        # 16 channels takes 1.3 times the direct sum's time, 1x5 of 32 channels 0.7
+        # times); a value of a weight 32, or 64 through memory, whence tiles get it more
+        # slowly, too (3x3 256->256 with 128 patches 0.8 times); in the gradient of
+        # weights 20 (512->512 with 8 patches 1.1 times, 16 patches 0.8 times). A task
+        # that transforms its weights pays 9, and 19 to pack each of them (256->256 with
+        # 4 patches 1.1 times, 8 patches 0.7 times), or 8 for those packed beforehand;
+        # values made beforehand are read for 4 (0.7 times with 4 patches). There few
+        # patches are rounded up to the rows of tiles.
+        # Whole numbers: the caller's floating-point state is left alone.
+        cost = products + 12 * products // channels + 12 * products // filters
+        empty = (rows_of_tiles(kernels, patches) - patches) * points
+        streamed = is_streamed(f, channels, filters, kernels.itemsize)
+        if not of_weights and is_fused(
+                f, patches, channels, filters, kernels.itemsize, packed):
+            cost += 6 * empty // 5 + products // 5
+            cost += 8 * points if packed else 9 * points + 19 * taps.count
+        elif packed:
+            cost += empty + 4 * points
+        elif of_weights and streamed:
+            cost += 3 * products // 10 + 20 * points
+        elif patches < kernels.mr:  # tiles of the products would stay half empty
+            continue
+        elif streamed:
+            cost += 2 * products // 5 + 64 * points
+        else:
+            cost += 32 * points
+        if cost < least:
+            best, least = f, cost
+    return best
 
 
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:

@@ -101,10 +101,14 @@ cdef extern from "table.h" nogil:
 
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
+    ctypedef struct cnn_inside:
+        isize row0, row1, col0, col1
+
     ctypedef struct cnn_winograd:
         isize rows, cols, out_rows, out_cols, tap_rows, tap_cols
         void (*input)(
-            void *, isize, const void *, isize, isize, isize) noexcept nogil
+            void *, isize, const void *, isize, isize, isize, const cnn_inside *
+        ) noexcept nogil
         void (*weight)(void *, isize, const void *const *, isize) noexcept nogil
         void (*output)(
             void *, isize, isize, isize, isize, isize, const void *, isize,

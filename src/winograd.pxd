@@ -8,205 +8,34 @@
 # transforms what it needs of it (c.fused), a chunk of channels at a time that stays in
 # the second-level cache; else U is made once, in memory.
 
-from boxes cimport (
-    band, band_of, box, box_at, box_grid, box_pixels, boxes, cut, halve, tap_list,
-)
-from correlate cimport (
-    aligned, bias_panel, clear_behind, correlation, move_pixels, panel, width_of,
-)
-from geometry cimport ceil_div, even_share, image, pixel
+from boxes cimport box, box_at, box_pixels, halve
+from correlate cimport bias_panel, correlation, move_pixels, panel, width_of
+from geometry cimport ceil_div, even_share, pixel
 from kernels cimport (
-    CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_runtime, cnn_tile,
-    cnn_winograd, isize, run_tile,
+    CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_runtime, cnn_tile, cnn_winograd,
+    isize, run_tile,
 )
 from winograd_patches cimport (
-    copy_patch, count_patches, cut_patches, fill_phase, patch_taps, phase, phase_of,
-    phases_across, phases_down, points_of, rectangle,
+    count_patches, cut_patches, phase, phase_of, phases_across, phases_down, points_of,
+)
+from winograd_values cimport (
+    TOGETHER, in_place, outputs_of, patch_end, transform_patches, winograd_shared_bytes,
+    winograd_space, winograd_space_of, winograd_values_bytes, winograd_values_task,
 )
 from winograd_weights cimport (
-    is_streamed, pack_taps, point_of_panel, transform_taps, winograd_panel_bytes,
+    is_streamed, low_tiles_pay, pack_taps, point_of_panel, transform_taps,
+    winograd_panel_bytes,
 )
 
 cdef enum:
-    # Bounds of scratch memory, in bytes: a task's patches, those that tasks share.
+    # Bounds of scratch memory, in bytes: a task's patches and their products, patches
+    # that tasks share.
     PATCH_BYTES = 640 << 10
     LARGE_BYTES = 6 << 20
     SCRATCH_BYTES = 8 << 20
     SHARED_BYTES = 16 << 20
     # transformed weights of a task that makes them
     CHUNK_BYTES = 512 << 10
-    # blocks that take their turn at each point
-    TOGETHER = 4
-
-
-cdef inline isize low_rows(const cnn_kernels *kernels, isize patches) noexcept nogil:
-    """Rows that low, wide tiles compute for so many patches."""
-    return ceil_div(patches, kernels.low_rows) * kernels.low_rows
-
-
-cdef inline isize high_rows(const cnn_kernels *kernels, isize patches) noexcept nogil:
-    """Rows that high tiles compute; the last one may be half a tile."""
-    cdef isize mr = kernels.mr, rest = patches % mr
-    return patches - rest + (
-        mr if 2 * rest > mr else mr // 2 if rest > 0 else 0)
-
-
-cdef inline bint low_tiles_pay(
-    const cnn_kernels *kernels, isize patches
-) noexcept nogil:
-    return 103 * low_rows(kernels, patches) < 100 * high_rows(kernels, patches)
-
-
-cdef inline isize rows_of_tiles(
-    const cnn_kernels *kernels, isize patches
-) noexcept nogil:
-    if low_tiles_pay(kernels, patches):
-        return low_rows(kernels, patches)
-    return high_rows(kernels, patches)
-
-
-# Where the outputs of a patch go.
-cdef struct patch_end:
-    char *y
-    isize rows, cols
-
-
-# What a task's scratch holds, in bytes from its start; steps in elements. The band and
-# V are elsewhere where tasks share them.
-cdef struct winograd_space:
-    isize patches, channels             # at most, of a chunk; rounded up to vectors
-    isize values_step, products_step    # from point to point
-    isize chunk_step                    # of V, from chunk to chunk of channels
-    isize together                      # blocks that are multiplied point by point
-    isize tile_step                     # from phase to phase
-    isize values_bytes
-    isize values, products, weights, packed, a, c, ends, tile, total
-
-
-cdef inline band band_of_patches(const correlation *c, isize channels) noexcept nogil:
-    """What some channels of a box are copied to, or a patch's at the image's edge."""
-    cdef tap_list patch = patch_taps(&c.taps, c.winograd)
-    cdef box_grid single
-    if c.banded:
-        return band_of(&c.grid, &patch, channels)
-    single = cut(1, 1, 1, 1)
-    patch = rectangle(c.winograd.rows, c.winograd.cols, 0, 0, 1, 1)
-    return band_of(&single, &patch, channels)
-
-
-cdef inline isize band_bytes(const correlation *c, isize channels) noexcept nogil:
-    cdef band b = band_of_patches(c, channels)
-    # vectors of the last pixel's channels reach beyond the band
-    return aligned(c.kernels.itemsize * (c.kernels.lanes + b.image_step))
-
-
-cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogil:
-    cdef winograd_space w
-    cdef const cnn_winograd *f = c.winograd
-    cdef isize size = c.kernels.itemsize, lanes = c.kernels.lanes, rows
-    cdef isize points = points_of(f), across = phases_across(&c.taps)
-    w.patches = box_pixels(&c.grid) * across
-    w.channels = ceil_div(c.depth_now, lanes) * lanes
-    # a vector more, so that no two points fall on the same cache sets
-    w.values_step = w.patches * w.channels + lanes
-    w.products_step = w.patches * c.block + lanes
-    w.chunk_step = points * w.values_step
-    w.values_bytes = aligned(ceil_div(c.depth, w.channels) * w.chunk_step * size)
-    w.together = min(TOGETHER, c.blocks) if c.streamed and not c.fused else 1
-    w.tile_step = (
-        c.grid.box_h * f.out_rows * c.grid.box_w * f.out_cols * across * c.block)
-    w.values = w.products = 0
-    if not c.shares:
-        w.values = band_bytes(c, c.depth)
-        w.products = w.values + w.values_bytes
-    w.weights = w.products + aligned(w.together * points * w.products_step * size)
-    w.packed = w.a = w.weights
-    if c.fused:
-        w.packed += aligned(points * (w.channels * c.block + lanes) * size)
-        w.a = w.packed
-        if not c.stays:
-            w.a += aligned(c.taps.count * w.channels * c.block * size)
-    rows = w.patches + c.kernels.mr
-    w.c = w.a + aligned(rows * <isize> sizeof(void *))
-    w.ends = w.c + aligned(rows * <isize> sizeof(void *))
-    w.tile = w.ends + aligned(w.patches * <isize> sizeof(patch_end))
-    w.total = w.tile
-    if not c.direct:
-        w.total += aligned(c.grid.box_n * w.tile_step * size)
-    return w
-
-
-cdef inline box outputs_of(
-    const correlation *c, const box *where, const phase *here
-) noexcept nogil:
-    """The outputs of a box of patches, of one phase."""
-    cdef const cnn_winograd *f = c.winograd
-    cdef isize wide = f.out_cols * phases_across(&c.taps)
-    cdef box b
-    b.n0, b.n1 = 0, 1
-    b.i0, b.i1 = where.i0 * f.out_rows, min(where.i1 * f.out_rows, here.dst.h)
-    b.j0, b.j1 = where.j0 * wide, min(where.j1 * wide, here.dst.w)
-    return b
-
-
-cdef inline isize transform_patches(
-    const correlation *c, const winograd_space *w, const box *where, isize group,
-    isize first, isize last, char *scratch, char *values,
-) noexcept nogil:
-    """Transform channels [first, last) of the patches of a box: V."""
-    cdef const cnn_kernels *kernels = c.kernels
-    cdef const cnn_winograd *f = c.winograd
-    cdef isize size = kernels.itemsize, across = phases_across(&c.taps), wide
-    cdef isize n, i, j, row, col, p = 0, d, run, step_row, step_col
-    cdef band around = band_of_patches(c, last - first)
-    cdef tap_list patch = patch_taps(&c.taps, f)
-    cdef phase here
-    cdef box outputs
-    cdef char *x
-    wide = (f.cols - 1) * across
-    for n in range(where.n0, where.n1):
-        here = phase_of(&c.src, &c.dst, &c.taps, n)
-        outputs = outputs_of(c, where, &here)
-        if outputs.i0 >= outputs.i1:
-            continue
-        if c.banded:
-            fill_phase(scratch, &around, where, &patch, here.dy, kernels, &here.src,
-                       group * c.depth + first, last - first)
-            clear_behind(scratch, around.image_step, kernels)
-        for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
-            row = i * f.out_rows
-            for j in range(where.j0 * across, where.j1 * across):
-                col = j // across * f.out_cols * across + j % across
-                if col >= here.dst.w:
-                    continue
-                step_row, step_col = around.row_step, around.channels
-                if c.banded:
-                    x = scratch + size * (
-                        (row - outputs.i0) * step_row + (col - outputs.j0) * step_col)
-                    step_col *= across
-                elif (row + here.dy >= 0 and row + here.dy + f.rows <= here.src.h
-                        and col + c.taps.dx_min >= 0
-                        and col + c.taps.dx_min + wide < here.src.w):
-                    x = pixel(&here.src, 0, group * c.depth + first,
-                              row + here.dy, col + c.taps.dx_min)
-                    step_row = here.src.step_h
-                    step_col = here.src.step_w * across
-                else:
-                    x = scratch
-                    copy_patch(
-                        x, &around, f, kernels, here.src, row + here.dy,
-                        col + c.taps.dx_min, across, group * c.depth + first,
-                        last - first)
-                d = first
-                while d < last:
-                    run = min(last, (d // w.channels + 1) * w.channels) - d
-                    f.input(
-                        values + size * (
-                            d // w.channels * w.chunk_step + p * w.channels
-                            + d % w.channels),
-                        w.values_step, x + (d - first) * size, step_row, step_col, run)
-                    d += run
-                p += 1
 
 
 cdef inline isize end_patches(
@@ -216,7 +45,7 @@ cdef inline isize end_patches(
     """Where the outputs of each patch of a box go: in dst, or in the tile."""
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = c.kernels.itemsize, across = phases_across(&c.taps)
-    cdef isize n, i, j, row, col, p = 0
+    cdef isize n, i, j, part, row, col, wide = f.out_cols * across, p = 0
     cdef phase here
     cdef box outputs
     for n in range(where.n0, where.n1):
@@ -224,19 +53,22 @@ cdef inline isize end_patches(
         outputs = outputs_of(c, where, &here)
         for i in range(where.i0, min(where.i1, ceil_div(here.dst.h, f.out_rows))):
             row = i * f.out_rows
-            for j in range(where.j0 * across, where.j1 * across):
-                col = j // across * f.out_cols * across + j % across
-                if col >= here.dst.w:
-                    continue
-                ends[p].rows = min(f.out_rows, here.dst.h - row)
-                ends[p].cols = min(f.out_cols, ceil_div(here.dst.w - col, across))
-                if c.direct:
-                    ends[p].y = pixel(&here.dst, 0, group * c.outs, row, col)
-                else:
-                    ends[p].y = tile + c.block * size * (
-                        (row - outputs.i0) * (outputs.j1 - outputs.j0)
-                        + col - outputs.j0)
-                p += 1
+            for j in range(where.j0, where.j1):
+                for part in range(across):
+                    col = j * wide + part
+                    if col >= here.dst.w:
+                        break
+                    ends[p].rows = min(f.out_rows, here.dst.h - row)
+                    ends[p].cols = f.out_cols
+                    if here.dst.w - col < wide:
+                        ends[p].cols = ceil_div(here.dst.w - col, across)
+                    if c.direct:
+                        ends[p].y = pixel(&here.dst, 0, group * c.outs, row, col)
+                    else:
+                        ends[p].y = tile + w.width * size * (
+                            (row - outputs.i0) * (outputs.j1 - outputs.j0)
+                            + col - outputs.j0)
+                    p += 1
         tile += w.tile_step * size
     return p
 
@@ -283,7 +115,7 @@ cdef inline product_part begin_products(
         if p < part.patches:
             part.a[p] = values + p * w.channels * c.kernels.itemsize
             part.products[p] = (
-                scratch + w.products + p * c.block * c.kernels.itemsize)
+                scratch + w.products + p * w.products_row * c.kernels.itemsize)
     part.q.start, part.q.activation = CNN_ZERO, CNN_LINEAR
     part.q.next, part.q.next_step = NULL, CACHE_LINE
     part.ahead_tiles = 0
@@ -327,8 +159,8 @@ cdef inline void store_outputs(
     cdef const box *where = &part.where
     cdef isize size = c.kernels.itemsize, across = phases_across(&c.taps), p, n
     cdef isize cols = min(width_of(c, block), c.outs - block * c.block)
-    cdef isize step_col = across * c.block, step_block = 0
-    cdef isize step_row = c.block * (
+    cdef isize step_col = across * w.width, step_block = 0
+    cdef isize step_row = w.width * (
         min(where.j1 * f.out_cols * across, c.dst.w) - where.j0 * f.out_cols * across)
     cdef phase here
     cdef box outputs
@@ -351,36 +183,7 @@ cdef inline void store_outputs(
             move_pixels(
                 c.kernels, &here.dst, &outputs,
                 part.group * c.outs + block * c.block, cols,
-                part.tile + (n - where.n0) * w.tile_step * size, c.block, 1, False)
-
-
-cdef inline void winograd_values_task(
-    void *job, isize task, char *scratch
-) noexcept nogil:
-    """Some channels of a box's V, where several tasks read them."""
-    cdef const correlation *c = <const correlation *> job
-    cdef isize lanes = c.kernels.lanes, part = task % c.splits
-    cdef isize vectors = ceil_div(c.depth, lanes), groups = c.group1 - c.group0
-    cdef isize first = part * vectors // c.splits * lanes
-    cdef isize last = min(c.depth, (part + 1) * vectors // c.splits * lanes)
-    cdef box where = box_at(&c.grid, task // c.splits // groups)
-    cdef winograd_space w = winograd_space_of(c)
-    if first < last:
-        transform_patches(
-            c, &w, &where, c.group0 + task // c.splits % groups, first, last, scratch,
-            c.shared + task // c.splits * w.values_bytes)
-
-
-cdef inline isize winograd_shared_bytes(const correlation *c) noexcept nogil:
-    """V of a pass."""
-    return (
-        winograd_space_of(c).values_bytes * boxes(&c.grid) * (c.group1 - c.group0))
-
-
-cdef inline isize winograd_values_bytes(const correlation *c) noexcept nogil:
-    """Scratch of the task above."""
-    cdef isize lanes = c.kernels.lanes
-    return band_bytes(c, ceil_div(ceil_div(c.depth, lanes), c.splits) * lanes)
+                part.tile + (n - where.n0) * w.tile_step * size, w.width, 1, False)
 
 
 cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept nogil:
@@ -473,7 +276,8 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, lanes = c.kernels.lanes
     cdef isize points = points_of(f), channels = ceil_div(c.depth, lanes) * lanes
-    cdef isize patches = PATCH_BYTES // (points * channels * size) // mr * mr
+    cdef isize values = channels + (0 if in_place(c) else width_of(c, 0))
+    cdef isize patches = PATCH_BYTES // (points * values * size) // mr * mr
     cdef isize all_patches = count_patches(f, &c.taps, &c.dst)
     # Weights that stream past the patches: then more patches share them, and some
     # blocks take their turn at each point.

@@ -123,7 +123,7 @@ cdef inline isize transform_box(
                             across * channels, channels)
                 else:
                     g.input(values + p * row, step, x, around.row_step,
-                            across * channels, channels)
+                            across * channels, channels, NULL)
                 p += 1
     return p
 
@@ -276,11 +276,14 @@ cdef inline void winograd_gradient_task(
 
 cdef inline void plan_winograd_gradient(gradient_of_weight *w) noexcept nogil:
     """Choose parts and boxes of patches from the geometry alone."""
+    cdef isize points = points_of(w.winograd), most
     # the sums at all points stay in the second-level cache (1.2 MB at most)
-    w.some_filters = even_share(w.filters, 64 * 36 // points_of(w.winograd))
+    most = max(64, 64 * 36 // points)
+    w.some_filters = even_share(w.filters, most)
     if w.some_filters < w.filters:
         w.some_filters = ceil_div(w.some_filters, w.block) * w.block
-    w.some_channels = even_share(w.channels, 128)
-    w.grid = cut_patches(w.winograd, &w.taps, &w.grad_y, 64)
+    w.some_channels = even_share(w.channels, min(128, 64 * 128 * 36 // (points * most)))
+    w.grid = cut_patches(
+        w.winograd, &w.taps, &w.grad_y, min(64, 64 * 36 // points))
     w.part_size = (
         w.some_channels * w.taps.count * whole_vectors(w, w.some_filters))

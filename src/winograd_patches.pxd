@@ -8,7 +8,7 @@
 
 from boxes cimport band, box, box_grid, cut, fill_band, tap_list
 from geometry cimport ceil_div, image, pixel
-from kernels cimport cnn_kernels, cnn_winograd, isize
+from kernels cimport cnn_inside, cnn_kernels, cnn_winograd, isize
 
 
 cdef inline isize points_of(const cnn_winograd *f) noexcept nogil:
@@ -128,14 +128,12 @@ cdef inline void fill_phase(
     fill_band(to, b, &one, patch, kernels, src, channel, channels)
 
 
-cdef inline void copy_patch(
-    char *to, const band *single, const cnn_winograd *f, const cnn_kernels *kernels,
-    image src, isize row, isize col, isize across, isize channel, isize channels,
+cdef inline cnn_inside inside_of(
+    const image *src, isize row, isize col, isize across
 ) noexcept nogil:
-    """Copy one patch, zeros where the image ends."""
-    cdef tap_list corner = rectangle(f.rows, f.cols, 0, 0, 1, 1)
-    cdef box b
-    b.n0, b.n1, b.i0, b.i1 = 0, 1, row, row + 1
-    b.j0 = take_every(&src.data, &src.w, &src.step_w, src.itemsize, col, across)
-    b.j1 = b.j0 + 1
-    fill_band(to, single, &b, &corner, kernels, &src, channel, channels)
+    """What an image has of the patch at row and col."""
+    cdef cnn_inside there
+    there.row0, there.row1 = -row, src.h - row
+    there.col0 = ceil_div(-col, across) if col < 0 else 0
+    there.col1 = ceil_div(src.w - col, across) if col < src.w else 0
+    return there

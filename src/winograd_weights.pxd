@@ -1,8 +1,10 @@
 # The weights of minimal filtering, and what becomes of them: a panel of transformed
 # weights (U) for each block, in memory; or panels of weights that the tasks transform.
+# What the choice of an algorithm asks.
 
 from correlate cimport correlation, pack_bias, panel, width_of
-from kernels cimport cnn_winograd, isize
+from geometry cimport ceil_div
+from kernels cimport cnn_kernels, cnn_winograd, isize
 from winograd_patches cimport points_of
 
 cdef enum:
@@ -37,6 +39,32 @@ cdef inline bint is_fused(
         is_streamed(f, depth, outs, size) and patches <= FUSED_PATCHES
         and patches * points_of(f) * depth * size <= FUSED_BYTES
         and (not packed or weights > WEIGHT_BYTES))
+
+
+cdef inline isize low_rows(const cnn_kernels *kernels, isize patches) noexcept nogil:
+    """Rows that low, wide tiles compute for so many patches."""
+    return ceil_div(patches, kernels.low_rows) * kernels.low_rows
+
+
+cdef inline isize high_rows(const cnn_kernels *kernels, isize patches) noexcept nogil:
+    """Rows that high tiles compute; the last one may be half a tile."""
+    cdef isize mr = kernels.mr, rest = patches % mr
+    return patches - rest + (
+        mr if 2 * rest > mr else mr // 2 if rest > 0 else 0)
+
+
+cdef inline bint low_tiles_pay(
+    const cnn_kernels *kernels, isize patches
+) noexcept nogil:
+    return 103 * low_rows(kernels, patches) < 100 * high_rows(kernels, patches)
+
+
+cdef inline isize rows_of_tiles(
+    const cnn_kernels *kernels, isize patches
+) noexcept nogil:
+    if low_tiles_pay(kernels, patches):
+        return low_rows(kernels, patches)
+    return high_rows(kernels, patches)
 
 
 cdef inline isize winograd_panel_bytes(const correlation *c) noexcept nogil:

@@ -235,6 +235,9 @@ CONV_CASES = {
     "no images": ConvCase(0, 3, 8, 8, 4, 3, 3, padding=1),
     "wide enough for minimal filtering": ConvCase(2, 33, 13, 14, 35, 3, 3, padding=1),
     "5x5 minimal filtering": ConvCase(2, 17, 12, 15, 34, 5, 5, padding=2),
+    "5x5 minimal filtering, many channels": ConvCase(
+        2, 130, 12, 13, 20, 5, 5, padding=2
+    ),
     "dilated minimal filtering": ConvCase(
         2, 17, 26, 21, 34, 3, 3, padding=(3, 1), dilation=(3, 2)
     ),

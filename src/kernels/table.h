@@ -223,6 +223,11 @@ typedef struct {
     isize runs, x_run, y_run; /* elements from run to run */
 } cnn_gather;
 
+/* The pixels of a patch that the image has; zeros stand for the others. */
+typedef struct {
+    isize row0, row1, col0, col1;
+} cnn_inside;
+
 /* Winograd's minimal filtering: out_rows x out_cols outputs of a kernel of tap_rows x
  * tap_cols taps from patches of rows x cols pixels (or one row, or one column).
  *
@@ -230,9 +235,10 @@ typedef struct {
  * distance in memory between the rows * cols transformed values. */
 typedef struct {
     isize rows, cols, out_rows, out_cols, tap_rows, tap_cols;
-    /* values = B^T patch B, for `channels` channels (rounded up to whole vectors) */
+    /* values = B^T patch B, for `channels` channels (rounded up to whole vectors);
+       inside is NULL where the image has the whole patch */
     void (*input)(void *values, isize step, const void *patch, isize row_step,
-                  isize col_step, isize channels);
+                  isize col_step, isize channels, const cnn_inside *inside);
     /* values = G weight G^T; taps[i] is the tap's row of `width` weights */
     void (*weight)(void *values, isize step, const void *const *taps, isize width);
     /* y = A^T values A + bias: the first rows x cols of the outputs are stored */

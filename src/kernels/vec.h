@@ -95,6 +95,14 @@ static inline void FN(keep)(VEC *v)
 #endif
 }
 
+/* The same address, but compilers do not see it: they would rather keep (and spill) the
+ * distances of all that a body reads than step from row to row. */
+static inline REAL *FN(at)(const REAL *p)
+{
+    __asm__("" : "+r"(p));
+    return (REAL *)p;
+}
+
 static inline VEC FN(select)(IVEC mask, VEC yes, VEC no)
 {
     return (VEC)((mask & (IVEC)yes) | (~mask & (IVEC)no));

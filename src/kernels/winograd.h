@@ -43,24 +43,23 @@ static const REAL W(SCALE)[] = {
 #endif
 static const REAL W(ONES)[] = {1, 1, 1, 1};
 
-/* P values from P pixels: B^T */
+/* P values from P pixels: B^T. The highest coefficients are 1. */
 static inline void W(winograd_in)(VEC *o, const VEC *d)
 {
-    o[0] = W(ALL)[0] * d[0];
-    o[P - 1] = W(ALL)[0] * d[1];
-    UNROLL for (int k = 1; k <= PAIRS; k++) {
+    o[0] = d[P - 2];
+    o[P - 1] = d[P - 1];
+    UNROLL for (int k = 0; k < PAIRS; k++) {
         o[0] += W(ALL)[k] * d[2 * k];
         o[P - 1] += W(ALL)[k] * d[2 * k + 1];
     }
     UNROLL for (int i = 0; i < PAIRS; i++) {
-        VEC even = W(OTHERS)[i][0] * d[2];
-        VEC odd = W(POINT)[i] * W(OTHERS)[i][0] * d[1];
-        UNROLL for (int k = 1; k < PAIRS; k++) {
+        VEC even = d[P - 2], odd = d[P - 3];
+        UNROLL for (int k = 0; k < PAIRS - 1; k++) {
             even += W(OTHERS)[i][k] * d[2 * k + 2];
-            odd += W(POINT)[i] * W(OTHERS)[i][k] * d[2 * k + 1];
+            odd += W(OTHERS)[i][k] * d[2 * k + 1];
         }
-        o[2 * i + 1] = even + odd;
-        o[2 * i + 2] = even - odd;
+        o[2 * i + 1] = even + W(POINT)[i] * odd;
+        o[2 * i + 2] = even - W(POINT)[i] * odd;
     }
 }
 
@@ -72,16 +71,16 @@ static inline __attribute__((always_inline)) void W(winograd_spread)(VEC *o, con
     UNROLL for (int i = 0; i < PAIRS; i++) {
         const REAL p = W(POINT)[i];
         REAL power = scale[i];
-        VEC even = power * d[0], odd = power * p * d[1];
+        VEC even = power * d[0], odd = power * d[1];
         UNROLL for (int k = 2; k < count; k++) {
             power *= k % 2 == 0 ? p * p : 1;
             if (k % 2 == 0)
                 even += power * d[k];
             else
-                odd += power * p * d[k];
+                odd += power * d[k];
         }
-        o[2 * i + 1] = even + odd;
-        o[2 * i + 2] = even - odd;
+        o[2 * i + 1] = even + p * odd;
+        o[2 * i + 2] = even - p * odd;
     }
     o[P - 1] = d[count - 1];
 }
@@ -90,19 +89,22 @@ static inline __attribute__((always_inline)) void W(winograd_spread)(VEC *o, con
 static inline __attribute__((always_inline)) void W(winograd_collect)(VEC *o, const VEC *d, int count,
                                        REAL first, const REAL *scale)
 {
-    o[0] = first * d[0];
-    UNROLL for (int k = 1; k < count; k++) o[k] = (VEC){0};
     UNROLL for (int i = 0; i < PAIRS; i++) {
         const REAL p = W(POINT)[i];
         const VEC even = d[2 * i + 1] + d[2 * i + 2];
         const VEC odd = d[2 * i + 1] - d[2 * i + 2];
         REAL power = scale[i];
         UNROLL for (int k = 0; k < count; k++) {
-            o[k] += power * (k % 2 == 0 ? even : odd);
+            const VEC term = power * (k % 2 == 0 ? even : odd);
+            if (i > 0)
+                o[k] += term;
+            else if (k == 0)
+                o[k] = first * d[0] + term;
+            else
+                o[k] = k == count - 1 ? d[P - 1] + term : term;
             power *= p;
         }
     }
-    o[count - 1] += d[P - 1];
 }
 
 static inline void W(winograd_out)(VEC *o, const VEC *d)
@@ -133,22 +135,37 @@ static inline void W(winograd_grad)(VEC *o, const VEC *d)
         (o)[0] = (d)[0]
 
 static void W(winograd_input)(void *values_, isize step, const void *patch_,
-                              isize row_step, isize col_step, isize channels)
+                              isize row_step, isize col_step, isize channels,
+                              const cnn_inside *inside)
 {
+    REAL copy[PY * PX * LANES];
+    const isize down = inside ? PX * LANES : row_step;
+    const isize right = inside ? LANES : col_step;
     for (isize c = 0; c < channels; c += LANES) {
         const REAL *patch = (const REAL *)patch_ + c;
         REAL *values = (REAL *)values_ + c;
         VEC half[PY][P], in[P], out[P];
+        if (inside) {
+            for (isize i = 0; i < PY; i++)
+                for (isize j = 0; j < PX; j++) {
+                    VEC pixel = {0};
+                    if (i >= inside->row0 && i < inside->row1 && j >= inside->col0
+                        && j < inside->col1)
+                        pixel = FN(load)(patch + i * row_step + j * col_step);
+                    FN(store)(copy + i * down + j * right, pixel);
+                }
+            patch = copy;
+        }
         UNROLL for (int j = 0; j < PX; j++) {
-            UNROLL for (int i = 0; i < PY; i++)
-                in[i] = FN(load)(patch + i * row_step + j * col_step);
+            UNROLL for (int i = 0; i < PY; i++) in[i] = FN(load)(patch + i * down);
             ALONG(TALL, W(winograd_in), out, in);
             UNROLL for (int i = 0; i < PY; i++) half[i][j] = out[i];
+            patch = FN(at)(patch + right);
         }
         UNROLL for (int i = 0; i < PY; i++) {
             ALONG(WIDE, W(winograd_in), out, half[i]);
-            UNROLL for (int j = 0; j < PX; j++)
-                FN(store)(values + (i * PX + j) * step, out[j]);
+            UNROLL for (int j = 0; j < PX; j++) FN(store)(values + j * step, out[j]);
+            values = FN(at)(values + PX * step);
         }
     }
 }
@@ -167,8 +184,8 @@ static void W(winograd_weight)(void *values_, isize step, const void *const *tap
         }
         UNROLL for (int i = 0; i < PY; i++) {
             ALONG(WIDE, W(winograd_wts), out, half[i]);
-            UNROLL for (int j = 0; j < PX; j++)
-                FN(store)(values + (i * PX + j) * step, out[j]);
+            UNROLL for (int j = 0; j < PX; j++) FN(store)(values + j * step, out[j]);
+            values = FN(at)(values + PX * step);
         }
     }
 }
@@ -185,9 +202,10 @@ static void W(winograd_output)(void *y_, isize row_step, isize col_step, isize r
         VEC half[MY][P], in[P], out[P];
         UNROLL for (int j = 0; j < PX; j++) {
             UNROLL for (int i = 0; i < PY; i++)
-                in[i] = FN(load)(values + (i * PX + j) * step);
+                in[i] = FN(load)(values + i * PX * step);
             ALONG(TALL, W(winograd_out), out, in);
             UNROLL for (int i = 0; i < MY; i++) half[i][j] = out[i];
+            values = FN(at)(values + step);
         }
         UNROLL for (int i = 0; i < MY; i++) {
             if (i >= rows) break;
@@ -197,10 +215,11 @@ static void W(winograd_output)(void *y_, isize row_step, isize col_step, isize r
                 VEC sum = out[j] + add;
                 sum = FN(activated)(sum, activation);
                 if (n >= LANES)
-                    FN(store)(y + i * row_step + j * col_step, sum);
+                    FN(store)(y + j * col_step, sum);
                 else
-                    FN(store_part)(y + i * row_step + j * col_step, sum, n);
+                    FN(store_part)(y + j * col_step, sum, n);
             }
+            y = FN(at)(y + row_step);
         }
     }
 }
@@ -213,15 +232,15 @@ static void W(winograd_error)(void *values_, isize step, const void *grad_y_,
         REAL *values = (REAL *)values_ + c;
         VEC half[PY][P], in[P], out[P];
         UNROLL for (int j = 0; j < MX; j++) {
-            UNROLL for (int i = 0; i < MY; i++)
-                in[i] = FN(load)(grad_y + i * row_step + j * col_step);
+            UNROLL for (int i = 0; i < MY; i++) in[i] = FN(load)(grad_y + i * row_step);
             ALONG(TALL, W(winograd_err), out, in);
             UNROLL for (int i = 0; i < PY; i++) half[i][j] = out[i];
+            grad_y = FN(at)(grad_y + col_step);
         }
         UNROLL for (int i = 0; i < PY; i++) {
             ALONG(WIDE, W(winograd_err), out, half[i]);
-            UNROLL for (int j = 0; j < PX; j++)
-                FN(store)(values + (i * PX + j) * step, out[j]);
+            UNROLL for (int j = 0; j < PX; j++) FN(store)(values + j * step, out[j]);
+            values = FN(at)(values + PX * step);
         }
     }
 }
@@ -234,9 +253,10 @@ static void W(winograd_gradient)(void *const *taps, const void *values_, isize s
         VEC half[RY][P], in[P], out[P];
         UNROLL for (int j = 0; j < PX; j++) {
             UNROLL for (int i = 0; i < PY; i++)
-                in[i] = FN(load)(values + (i * PX + j) * step);
+                in[i] = FN(load)(values + i * PX * step);
             ALONG(TALL, W(winograd_grad), out, in);
             UNROLL for (int i = 0; i < RY; i++) half[i][j] = out[i];
+            values = FN(at)(values + step);
         }
         UNROLL for (int i = 0; i < RY; i++) {
             ALONG(WIDE, W(winograd_grad), out, half[i]);
