@@ -8,6 +8,7 @@ from cnn_ext import _runtime
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from algorithms cimport (
     choose, choose_gradient, correlate, prepare, prepared_bytes, weight_gradient,
@@ -25,6 +26,7 @@ from depthwise cimport correlate_depthwise, is_along_channels
 from depthwise_planes cimport correlate_plane_phases, is_phased_planes
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
+    pixel,
 )
 from kernels cimport (
     CNN_LINEAR, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
@@ -212,6 +214,18 @@ cdef bint is_filtered(correlation *c) noexcept nogil:
     return c.taps.count == c.weight_taps and choose(runtime, c) == WINOGRAD
 
 
+cdef bint is_dense(const image *i) noexcept nogil:
+    """Whether each image's values lie side by side, in either memory order."""
+    return i.step_h == i.w * i.step_w and (
+        i.step_c == 1 and i.step_w == i.c
+        or i.step_w == 1 and i.step_c == i.h * i.step_h)
+
+
+cdef void clear_task(void *job, isize task, char *scratch) noexcept nogil:
+    cdef const image *i = <const image *> job
+    memset(pixel(i, task, 0, 0, 0), 0, i.c * i.h * i.w * i.itemsize)
+
+
 cdef int run_backward_input(
     const conv_geometry *g, image grad_y, const char *weight, image grad_x
 ) noexcept nogil:
@@ -220,6 +234,7 @@ cdef int run_backward_input(
     cdef correlation c
     cdef gradient_of_input a
     cdef isize down = min(g.stride_h, g.h), across = min(g.stride_w, g.w), phase
+    cdef bint cleared
     cdef int failed = 0
     if make_tables(&tables, g.r * g.s):
         return -1
@@ -236,13 +251,19 @@ cdef int run_backward_input(
             is_phased_planes(&c, g.stride_h, g.stride_w) or is_along_channels(&c)):
         free(tables.memory)
         return run_phases(g, grad_y, weight, grad_x, c.algorithm)
+    # more phases than taps: some have none (1x1, stride 2: planes 60 to 100 GFLOP/s)
+    cleared = down * across > g.r * g.s and is_dense(&grad_x)
+    if cleared:
+        failed = runtime.run(
+            clear_task, &grad_x, g.n, 0, <double> g.n * g.c * g.h * g.w)
     for phase in range(down * across):
+        if failed:
+            break
         if phase > 0:
             c = backward_of(g, &tables, grad_y, weight, grad_x,
                             phase // across, phase % across)
-        failed = correlate(runtime, &c)
-        if failed:
-            break
+        if c.taps.count > 0 or not cleared:
+            failed = correlate(runtime, &c)
     free(tables.memory)
     return failed
 
