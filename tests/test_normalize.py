@@ -13,6 +13,8 @@ SHAPES = [
     (2, 3, 4, 5),
     (3, 1, 3, 3),
     (5, 16, 7, 9),
+    (4, 24, 16, 17),  # 2 or more pixels fill whole vectors
+    (16, 5, 24, 24),
     (2, 37, 31, 33),  # several blocks and tasks
     (7, 70, 1, 1),
     (1, 2, 150, 151),  # a plane of several blocks
@@ -166,9 +168,13 @@ def test_errors_are_joined_and_stopped_as_they_are_summed(order, dtype, kernel_s
 @DTYPES
 @ORDERS
 def test_what_goes_past_the_caches_is_the_same(order, dtype, kernel_set):
-    shape = (1, 64, 96, 100)  # over 2 MiB, of whole cache lines
+    for shape in ((1, 64, 96, 100), (1, 24, 160, 150)):  # over 2 MiB, of whole lines
+        past_the_caches(shape, order, dtype, kernel_set)
+
+
+def past_the_caches(shape, order, dtype, kernel_set):
     x, residual, weight, bias = problem(shape, dtype, order)
-    mean, variance = np.zeros(64, dtype), np.ones(64, dtype)
+    mean, variance = np.zeros(shape[1], dtype), np.ones(shape[1], dtype)
     for activation in ACTIVATIONS:
         args = mean, variance, weight, bias
         there = x.copy(order="K")
@@ -180,7 +186,7 @@ def test_what_goes_past_the_caches_is_the_same(order, dtype, kernel_set):
             if order == "contiguous":
                 y = flat.reshape(shape)
             else:
-                y = flat.reshape(1, 96, 100, 64).transpose(0, 3, 1, 2)
+                y = flat.reshape(1, *shape[2:], shape[1]).transpose(0, 3, 1, 2)
             room[...] = np.nan
             _normalize.infer(x, *args, y, 1e-5, activation, residual)
             assert_same_bits(y, there)
