@@ -278,7 +278,7 @@ def test_foreign_positions_without_a_pixel_are_dropped(
     np.add.at(padded, (n, c, i + argmax // kernel, j + argmax % kernel), grad_y)
     with machine(kernel_set, 1):
         grad_x = F.max_pool2d_backward(
-            lay_out(grad_y, order), lay_out(argmax, order), x_shape, kernel, **options
+            lay_out(grad_y, order), argmax, x_shape, kernel, **options
         )
     np.testing.assert_array_equal(grad_x, padded[:, :, pad:-pad, pad:-pad])
 
