@@ -260,6 +260,29 @@ def test_backward_takes_foreign_positions_in_any_order():
                 np.testing.assert_array_equal(grad_x, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("kernel", [3, 7, 17])
+def test_foreign_positions_without_a_pixel_are_dropped(
+    kernel, order, dtype, kernel_set
+):
+    """Any position in the window is taken, also one in the padding."""
+    rng = np.random.default_rng(0)
+    x_shape, pad = (2, 18, 19, 20), kernel // 2
+    options = {"stride": 1, "padding": pad}
+    wide = np.uint8 if kernel < 16 else np.uint16
+    argmax = rng.integers(0, kernel**2, x_shape).astype(wide)
+    grad_y = cases.integers(rng, x_shape, dtype)
+    n, c, i, j = np.indices(x_shape)
+    padded = np.zeros((2, 18, 19 + 2 * pad, 20 + 2 * pad))
+    np.add.at(padded, (n, c, i + argmax // kernel, j + argmax % kernel), grad_y)
+    with machine(kernel_set, 1):
+        grad_x = F.max_pool2d_backward(
+            lay_out(grad_y, order), argmax, x_shape, kernel, **options
+        )
+    np.testing.assert_array_equal(grad_x, padded[:, :, pad:-pad, pad:-pad])
+
+
 def test_indices_need_not_lie_in_their_windows():
     """As in PyTorch, any pixel of the plane may be named, by any number of windows."""
     grad_y = np.arange(1.0, 5.0).reshape(1, 1, 2, 2)
