@@ -43,7 +43,7 @@ cdef extern from "table.h" nogil:
         const void *bias
         int start, activation
         const void *next
-        isize next_step
+        isize next_step, next_lines
 
     ctypedef struct cnn_depthwise:
         isize rows, cols
@@ -85,6 +85,12 @@ cdef extern from "table.h" nogil:
 
     ctypedef void (*tile_kernel)(const cnn_tile *) noexcept nogil
 
+    ctypedef struct cnn_flat_kernel:
+        isize rows
+        tile_kernel run
+        isize rest
+        tile_kernel run_rest
+
     ctypedef struct cnn_winograd:
         isize rows, cols, out_rows, out_cols, tap_rows, tap_cols
         void (*input)(
@@ -107,6 +113,8 @@ cdef extern from "table.h" nogil:
         isize c_step
         const void *bias
         int start, activation
+        const void *next
+        isize next_step
 
     ctypedef struct cnn_plane_kernel:
         isize rows, vectors
@@ -150,6 +158,7 @@ cdef extern from "table.h" nogil:
         const tile_kernel *half_tile
         tile_kernel low_tile
         isize low_rows
+        const cnn_flat_kernel *flat_tile
         void (*transpose)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*copy)(
