@@ -51,7 +51,7 @@ typedef struct {
     int start, activation;
     const void *next;         /* where lies what will be read next, or NULL: a line is */
     isize next_step;          /* asked for at each step of the first batch, bytes apart */
-    isize next_lines;         /* flat tiles: so many by each tile, side by side */
+    isize next_lines;         /* flat tiles of 2 vectors and more: so many by each */
 } cnn_tile;
 
 /* The same for any number of rows, `rows` at a time and at last `rest` at most (0: no
