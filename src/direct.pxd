@@ -397,11 +397,12 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
     c.padded = meets_padding(taps, &c.src, &c.dst)
     # Padding is copied around few channels, whose pointers for each tap cost more (3x3
     # 16->32, stride 2: 127 to 145 GFLOP/s); a gradient's phases have fewer taps, and are
-    # 10 % slower so
+    # 10 % slower so; tiles of one vector do not fetch what is copied
     c.banded = (
         (c.src.step_c != 1 and c.depth > 1)
         or c.padded and taps.wide > 1 and (
-            c.depth < kernels.lanes or c.depth <= SHORT and taps.count > 4)
+            c.depth < kernels.lanes
+            or c.depth <= SHORT and taps.count > 4 and c.outs > kernels.lanes)
     )
     # 3x3 3->64 109 to 137 GFLOP/s (with tiles four vectors wide), 5x5 3->32 133 to 151,
     # 6->16 110 to 130
