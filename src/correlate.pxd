@@ -51,7 +51,8 @@ cdef struct correlation:
     plane_band planes
     isize gang                          # PLANES: groups of a task
     isize slab                          # COLUMNS: panels that are copied at a time,
-    isize tile_rows                     # filters of a tile
+    isize tile_rows                     # filters of a tile; DIRECT: pixels
+    bint flat                           # DIRECT: c.to has an offset for each step
     const cnn_winograd *winograd        # NULL: the direct sum
     box_grid grid                       # of outputs, or of Winograd's patches
     band around

@@ -3,7 +3,7 @@
 # weights [tap][channel][out].
 
 from boxes cimport (
-    band_elements, band_of, band_offset, box, box_at, box_grid, box_pixels,
+    band_elements, band_of, band_offset, box, box_at, box_grid, box_pixels, boxes,
     count as count_boxes, cut, fill_band, halve, meets_padding, tap_list,
 )
 from correlate cimport (
@@ -12,7 +12,8 @@ from correlate cimport (
 )
 from geometry cimport ceil_div, even_share, pixel
 from kernels cimport (
-    CACHE_LINE, CNN_ADD, CNN_LINEAR, cnn_kernels, cnn_tile, isize, run_tile,
+    CACHE_LINE, CNN_ADD, CNN_LINEAR, cnn_flat_kernel, cnn_kernels, cnn_lines, cnn_tile,
+    isize, run_tile,
 )
 from libc.string cimport memset
 from turned cimport add_bias_row
@@ -23,6 +24,9 @@ cdef enum:
     BAND_BYTES = 1 << 20
     NEAR_BYTES = 64 << 10               # of panels that stay in the near caches
     SECOND_BYTES = 512 << 10            # and in the second-level cache
+    SHORT = 64                          # channels that make short batches of a tap
+    STEPS = 2048                        # of a tile that have offsets of their own
+    FLAT_STRIP = 4                      # tiles for which blocks take turns then
 
 
 cdef inline void direct_pack_task(
@@ -102,7 +106,7 @@ cdef inline tile_reach reach_of(
     cdef bint wide = x0 + taps.dx_min >= 0 and x1 + taps.dx_max < c.src.w
     r.inside, r.every = high and wide, high and (wide or not single)
     r.begin = begin[0]
-    r.first, r.count = 0, taps.count // taps.wide
+    r.first, r.count = 0, taps.count
     if r.inside:
         return r
     last = taps.count
@@ -113,9 +117,7 @@ cdef inline tile_reach reach_of(
             y0 + taps.dy[last - 1] >= c.src.h
             or single and x0 + taps.dx[last - 1] >= c.src.w):
         last -= 1
-    if r.first > 0 or last < taps.count:
-        r.first //= taps.wide
-        r.count = ceil_div(last, taps.wide) - r.first
+    r.count = last - r.first
     return r
 
 
@@ -131,7 +133,7 @@ cdef inline tap_columns columns_of(
     cdef tap_columns k
     k.all = taps.count // max(1, taps.rows)
     k.first, k.count = 0, k.all
-    if taps.rows < 2 or taps.wide > 1:  # one row of taps: see reach_of
+    if taps.rows < 2:                   # one row of taps: see reach_of
         return k
     while k.count > 0 and (j1 - 1) * taps.sx + taps.dx[k.first] < 0:
         k.first += 1
@@ -177,7 +179,7 @@ cdef inline void narrow(const correlation *c, box_grid *grid) noexcept nogil:
     cdef isize parts, wide, j, all, products, best, most
     cdef isize pixels = box_pixels(grid)
     cdef tap_columns k
-    if (not c.padded or c.banded or c.by_columns or c.taps.rows < 2 or c.taps.wide > 1
+    if (not c.padded or c.banded or c.by_columns or c.taps.rows < 2
             or 4 * (c.taps.dx_max - c.taps.dx_min) < grid.cols
             or grid.box_w < grid.cols):
         return
@@ -228,7 +230,7 @@ cdef inline void point_at_source(
                 a[p] = base
                 base += step
                 p += 1
-    for u in range(ceil_div(p, c.kernels.mr) * c.kernels.mr - p):
+    for u in range(ceil_div(p, c.tile_rows) * c.tile_rows - p):
         a[p + u] = a[p - 1]             # rows that nobody will store
 
 
@@ -238,9 +240,10 @@ cdef inline void point_around(
 ) noexcept nogil:
     """Fill to[run][row] for `count` pixels from `at` on, with zeros for padding."""
     cdef const tap_list *taps = &c.taps
-    cdef isize mr = c.kernels.mr, runs = taps.count, t, y, x, lane, offset
+    cdef isize mr = c.tile_rows, runs = taps.count, t, y, x, lane, offset
+    cdef isize each = c.depth_now if c.flat else 1
     for t in range(runs):
-        offset = c.to[t] * c.kernels.itemsize
+        offset = c.to[t * each] * c.kernels.itemsize
         for lane in range(mr):
             to[t * mr + lane] = <const char *> a[lane] + offset
     lane = 0
@@ -290,7 +293,7 @@ cdef inline void point_at_result(
                 p += 1
         if not c.direct:
             image += o.lines * o.run * col_step
-    for u in range(ceil_div(p, c.kernels.mr) * c.kernels.mr - p):
+    for u in range(ceil_div(p, c.tile_rows) * c.tile_rows - p):
         to[p + u] = to[p - 1]
 
 
@@ -301,7 +304,7 @@ cdef struct direct_space:
 
 cdef inline direct_space direct_space_of(const correlation *c) noexcept nogil:
     cdef direct_space w
-    cdef isize size = c.kernels.itemsize, mr = c.kernels.mr
+    cdef isize size = c.kernels.itemsize, mr = c.tile_rows
     cdef isize rows = ceil_div(box_pixels(&c.grid), mr) * mr
     w.a = aligned(band_elements(&c.grid, &c.around) * size) if c.banded else 0
     w.around = w.a + aligned(rows * <isize> sizeof(void *))
@@ -315,23 +318,65 @@ cdef inline direct_space direct_space_of(const correlation *c) noexcept nogil:
     return w
 
 
+cdef inline cnn_lines lines_after(
+    const correlation *c, isize index
+) noexcept nogil:
+    """What the band of the box after box `index` will be copied from, if one run."""
+    cdef const tap_list *taps = &c.taps
+    cdef cnn_lines r
+    cdef box where
+    cdef isize y0, y1, rows
+    r.at, r.left = NULL, 0
+    # few channels are few lines, which are found in time without
+    if (not c.banded or c.depth_now < c.kernels.lanes or index + 1 >= boxes(&c.grid)
+            or c.src.step_c != 1 or c.src.step_w != c.depth_now
+            or c.src.step_h != c.src.w * c.src.step_w or c.grid.count_w > 1):
+        return r
+    where = box_at(&c.grid, index + 1)
+    y0 = max(0, where.i0 * taps.sy + taps.dy_min)
+    y1 = min(c.src.h, (where.i1 - 1) * taps.sy + taps.dy_max + 1)
+    rows = (where.n1 - where.n0 - 1) * c.src.h + y1 - y0
+    if y1 > y0 and (where.n1 - where.n0 == 1 or c.src.step_n == c.src.h * c.src.step_h):
+        r.at = pixel(&c.src, where.n0, 0, y0, 0)
+        r.left = ceil_div(rows * c.src.step_h * c.kernels.itemsize, CACHE_LINE)
+    return r
+
+
+cdef inline void run_flat(
+    const cnn_kernels *kernels, cnn_tile *q, isize width
+) noexcept nogil:
+    """Tile by tile; the last rows may be half a tile."""
+    cdef const cnn_flat_kernel *flat = kernels.flat_tile + (width // kernels.lanes - 1)
+    cdef isize rest = q.rows % flat.rows
+    if not 0 < rest <= flat.rest:
+        flat.run(q)
+        return
+    q.rows -= rest
+    flat.run(q)
+    q.next = <const char *> q.next + q.rows // flat.rows * q.next_lines * CACHE_LINE
+    q.a += q.rows
+    q.c += q.rows
+    q.rows = rest
+    flat.run_rest(q)
+
+
 cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const correlation *c = <const correlation *> job
     cdef const cnn_kernels *kernels = c.kernels
-    cdef isize mr = kernels.mr, size = kernels.itemsize
+    cdef isize mr = c.tile_rows, size = kernels.itemsize
     cdef isize groups = c.group1 - c.group0, count = c.block1 - c.block0
     cdef isize split = task % c.splits
     cdef isize group = c.group0 + task // c.splits % groups
     cdef box where = box_at(&c.grid, task // c.splits // groups)
     cdef pixel_order o = order_of(c, &where)
-    cdef isize runs = c.taps.count // c.taps.wide
+    cdef isize taps = c.taps.count, depth = c.depth_now
     cdef isize pixels = (
         (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0))
     cdef direct_space w = direct_space_of(c)
     cdef isize first = c.block0 + split * count // c.splits
     cdef isize last = c.block0 + (split + 1) * count // c.splits
     cdef isize tiles = ceil_div(pixels, mr), strip = max(tiles, 1)
-    cdef isize block, p, p0, ahead, width
+    cdef isize block, p, p0, end_p, more, ahead, width
     cdef const void **a = <const void **> (scratch + w.a)
     cdef const void **around = <const void **> (scratch + w.around)
     cdef const void **to
@@ -340,11 +385,13 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
     cdef place at, end
     cdef cnn_tile q
     cdef tap_columns k = columns_of(c, where.j0, where.j1)
+    cdef cnn_lines follows
     if c.banded:
         fill_band(scratch, &c.around, &where, &c.taps, kernels, &c.src,
                   group * c.depth + c.depth0, c.depth_now)
     else:
         memset(scratch + w.zeros, 0, c.depth_now * size)
+    follows = lines_after(c, task // c.splits // groups)
     point_at_source(c, &where, &o, group, a, scratch)
     point_at_result(c, &where, &o, group, <void **> (scratch + w.c), scratch + w.tile)
     at.n = at.u = at.v = 0
@@ -358,36 +405,46 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             reach[p] = reach_of(c, &where, &o, &at, &end)
             at = end
             go_on(&o, &at, 1)
-    q.depth = c.depth_now * c.taps.wide
     q.a_from, q.a_step, q.next_step = 0, 1, CACHE_LINE
     q.start, q.activation = c.start, c.end
     # Blocks whose panels stay near take turns tile by tile: what they store of a pixel
     # lies side by side (1x1 32->64 and 3x3 3->64 take 3 to 8 % less time, 1x1 128->512 and
     # 256->512 4 to 5 %; from 1024 channels on, and for more taps with panels in the
-    # second-level cache, no gain).
+    # second-level cache, no gain). Flat tiles are called for by the strip.
     if c.direct and (last - first) * c.panel_bytes <= (
             SECOND_BYTES if c.taps.count == 1 else NEAR_BYTES):
         strip = 1
+        if c.flat:
+            strip = FLAT_STRIP if last - first > 1 else tiles
     for p0 in range(ceil_div(tiles, strip)):
         for block in range(first, last):
             width = width_of(c, block)
             q.cols = min(width, c.outs - block * c.block)
-            q.b_move, q.b_step = q.depth * width, width
+            q.b_move, q.b_step = depth * width, width
             q.bias = bias_panel(c, group, block)
             q.c_move = block * c.block if c.direct else 0
             if not c.direct and c.start == CNN_ADD:
                 move_sums(c, &where, group * c.outs + block * c.block, q.cols,
                           scratch + w.tile, c.block, 1, True)
             # weight[block x taps*depth] . pixels[taps*depth x mr] -> dst, tile by tile
-            for p in range(p0 * strip, min((p0 + 1) * strip, tiles)):
-                q.rows = min(mr, pixels - p * mr)
-                q.batches = reach[p].count
+            p, end_p = p0 * strip, min((p0 + 1) * strip, tiles)
+            while p < end_p:
+                more = 1
+                if c.flat:              # as many tiles as reach the same taps
+                    while (p + more < end_p and reach[p + more].first == reach[p].first
+                           and reach[p + more].count == reach[p].count):
+                        more += 1
+                q.rows = min(more * mr, pixels - p * mr)
+                q.batches, q.depth = reach[p].count, depth
                 if c.banded or reach[p].inside:
                     q.a = a + p * mr
                     q.a_at = c.to + reach[p].first
                     q.a_next = 0
+                    if c.flat:
+                        q.a_at = c.to + reach[p].first * depth
+                        q.depth = q.batches * depth
                 else:
-                    to = around + (p * runs * mr if strip > 1 else 0)
+                    to = around + (p * taps * mr if strip > 1 else 0)
                     if block == first:
                         point_around(c, &where, &o, reach[p].begin, q.rows, a + p * mr,
                                      to, scratch + w.zeros)
@@ -399,10 +456,18 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
                 # the first blocks meet pixels that no cache holds yet
                 q.next = NULL
                 ahead = p + 1 + block - first
-                if (runs > 0 and not c.banded and ahead < tiles
+                if (taps > 0 and not (c.banded or c.flat) and ahead < tiles
                         and (block == first or strip == 1 and block == first + 1)):
-                    q.next = <const char *> a[ahead * mr] + c.to[runs - 1] * size
-                run_columns_of_taps(kernels, &q, &k, width)
+                    q.next = <const char *> a[ahead * mr] + c.to[taps - 1] * size
+                if c.flat:
+                    q.next_lines = 0
+                    if block == first:
+                        q.next_lines = ceil_div(follows.left, tiles)
+                        q.next = follows.at + p * q.next_lines * CACHE_LINE
+                    run_flat(kernels, &q, width)
+                else:
+                    run_columns_of_taps(kernels, &q, &k, width)
+                p += more
             if not c.direct:
                 move_sums(c, &where, group * c.outs + block * c.block, q.cols,
                           scratch + w.tile, c.block, 1, False)
@@ -416,9 +481,37 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
     """Choose boxes, bands and chunks from the geometry alone."""
     cdef const cnn_kernels *kernels = c.kernels
     cdef tap_list *taps = &c.taps
-    cdef isize pixels = c.dst.n * c.dst.h * c.dst.w, least = kernels.mr
+    cdef isize pixels = c.dst.n * c.dst.h * c.dst.w, least = kernels.mr, many
     c.padded = meets_padding(taps, &c.src, &c.dst)
     c.copied = False
+    # bands would be several times their boxes (dilation 12 of 33x33 170 GFLOP/s with
+    # bands, 219 so)
+    if (c.src.step_c != 1 and c.depth >= kernels.lanes and taps.rows > 1
+            and 4 * (taps.dy_max - taps.dy_min) >= c.src.h
+            and taps.dy_max - taps.dy_min >= 3 * taps.rows
+            and source_bytes(c) <= COPIED_BYTES):
+        copy_first(c)
+    # Padding is copied around few channels, whose pointers for each tap cost more (3x3
+    # 16->32, stride 2: 127 to 145 GFLOP/s); a gradient's phases have fewer taps, and are
+    # 10 % slower so; tiles of one vector do not fetch what is copied
+    c.banded = (
+        (c.src.step_c != 1 and c.depth > 1)
+        or c.padded and taps.wide > 1 and (
+            c.depth < kernels.lanes
+            or c.depth <= SHORT and taps.count > 4 and c.outs > kernels.lanes)
+    )
+    # 3x3 3->64 109 to 137 GFLOP/s (with tiles four vectors wide), 5x5 3->32 133 to 151,
+    # 6->16 110 to 130
+    c.flat = (
+        c.banded or c.depth <= SHORT and taps.count > 1 and not c.padded
+    ) and c.depth * taps.count <= STEPS
+    # few channels: one tile for all filters, as far as that goes
+    c.tile_rows, many = least, ceil_div(c.outs, kernels.lanes)
+    if c.flat and c.depth < kernels.lanes and many % 4 == 0:
+        c.tile_rows, c.block = kernels.flat_tile[3].rows, 4 * kernels.lanes
+    elif c.flat and c.depth < kernels.lanes and many % 2 and many % 3 == 0:
+        c.tile_rows, c.block = kernels.flat_tile[2].rows, 3 * kernels.lanes
+    c.blocks = ceil_div(c.outs, c.block)
     c.depth_now = c.depth
     while c.depth_now > 1 and direct_panel_bytes(c) > PANEL_BYTES:
         c.depth_now = ceil_div(c.depth_now, 2)
@@ -427,20 +520,6 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
     # in the first caches; fewer where the work would not make eight tasks
     c.grid = cut(c.dst.n, c.dst.h, c.dst.w,
                  min(max(pixels // 8, 4 * least), 24 * least))
-    # bands would be several times their boxes (dilation 12 of 33x33 170 GFLOP/s with
-    # bands, 219 so)
-    if (c.src.step_c != 1 and c.depth >= kernels.lanes and taps.rows > 1
-            and 4 * (taps.dy_max - taps.dy_min) >= c.src.h
-            and taps.dy_max - taps.dy_min >= 3 * taps.rows
-            and source_bytes(c) <= COPIED_BYTES):
-        copy_first(c)
-    # taps that lie side by side in the band make one long run of A
-    c.banded = (
-        (c.src.step_c != 1 and c.depth > 1)
-        or (taps.wide > 1 and c.depth < kernels.lanes)
-    )
-    if not c.banded or c.depth >= kernels.lanes:
-        taps.wide = 1
     # a tile of pixels below each other skips the taps that padding swallows
     c.by_columns = c.padded and (
         taps.dx_max - taps.dx_min > taps.dy_max - taps.dy_min)
@@ -459,10 +538,18 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
 
 
 cdef inline void offsets_of_taps(correlation *c) noexcept nogil:
-    """c.to[run]: elements from an output's base to the run's first source pixel."""
-    cdef isize t
-    for t in range(c.taps.count // c.taps.wide):
+    """c.to[tap]: elements from an output's base to the tap's source pixel.
+
+    c.flat: c.to[tap, channel].
+    """
+    cdef isize t, d, at
+    for t in range(c.taps.count):
         if c.banded:
-            c.to[t] = band_offset(&c.around, &c.taps, t * c.taps.wide)
+            at = band_offset(&c.around, &c.taps, t)
         else:
-            c.to[t] = c.taps.dy[t] * c.src.step_h + c.taps.dx[t] * c.src.step_w
+            at = c.taps.dy[t] * c.src.step_h + c.taps.dx[t] * c.src.step_w
+        if c.flat:
+            for d in range(c.depth_now):
+                c.to[t * c.depth_now + d] = at + d
+        else:
+            c.to[t] = at

@@ -49,7 +49,7 @@ cdef extern from "table.h" nogil:
         const void *bias
         int start, activation
         const void *next
-        isize next_step
+        isize next_step, next_lines
         void *keep
 
     ctypedef struct cnn_depthwise:
@@ -104,6 +104,12 @@ cdef extern from "table.h" nogil:
     ctypedef struct cnn_inside:
         isize row0, row1, col0, col1
 
+    ctypedef struct cnn_flat_kernel:
+        isize rows
+        tile_kernel run
+        isize rest
+        tile_kernel run_rest
+
     ctypedef struct cnn_winograd:
         isize rows, cols, out_rows, out_cols, tap_rows, tap_cols
         void (*input)(
@@ -127,6 +133,8 @@ cdef extern from "table.h" nogil:
         isize c_step
         const void *bias
         int start, activation
+        const void *next
+        isize next_step
 
     ctypedef struct cnn_plane_kernel:
         isize rows, vectors
@@ -171,6 +179,7 @@ cdef extern from "table.h" nogil:
         tile_kernel low_tile
         isize low_rows
         tile_kernel keeping_tile, keeping_low_tile
+        const cnn_flat_kernel *flat_tile
         void (*transpose)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*copy)(

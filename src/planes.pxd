@@ -161,8 +161,12 @@ cdef inline void plane_task(void *job, isize task, char *scratch) noexcept nogil
     cdef isize last = (rows - 1) * c.planes.pitch + cols
     cdef isize d, g, m, p, i
     cdef char *sums = scratch + space.sums
+    cdef char *result = pixel(&c.dst, where.n0, group * c.outs, where.i0, where.j0)
+    # a filter's sums go to one run of memory
+    cdef bint rows_lie = c.dst.step_w == 1 and c.dst.step_h == cols
     cdef const char *weights
     cdef cnn_plane_tile q
+    q.next_step = c.dst.step_c
     q.a_step, q.c_step, q.at = c.depth * count, space.positions, c.to
     d = 0
     while True:
@@ -195,6 +199,11 @@ cdef inline void plane_task(void *job, isize task, char *scratch) noexcept nogil
                     q.a = weights + (m * q.a_step + d * count) * size
                     q.c = sums + size * (
                         (g * c.outs + m) * space.positions + p * space.tile)
+                    q.next = NULL
+                    if rows_lie:
+                        q.next = result + size * (
+                            (g * c.outs + m) * c.dst.step_c
+                            + p * space.tile * cols // c.planes.pitch)
                     if c.bias != NULL:
                         q.bias = c.bias + ((group + g) * c.outs + m) * size
                     c.plane.run(&q)

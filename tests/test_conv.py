@@ -136,6 +136,28 @@ def test_named_cases(name, dtype, kernel_set):
     check(replace(case, setting=setting))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [  # filters that fill one to four vectors of every kernel set, and some beside them
+        ConvCase(3, 3, 19, 17, 64, 3, 3, padding=1),
+        ConvCase(2, 1, 13, 18, 40, 5, 5),
+        ConvCase(1, 4, 20, 35, 48, 7, 7, 2, 3),
+        ConvCase(3, 2, 9, 8, 33, 3, 3, padding=1),
+        ConvCase(2, 7, 11, 12, 96, 3, 2, (2, 1), (1, 0)),
+        ConvCase(2, 5, 12, 12, 70, 3, 3, padding=2, dilation=2),
+        ConvCase(5, 18, 17, 16, 34, 3, 3, 2, 1),
+        ConvCase(2, 36, 10, 11, 24, 3, 3, groups=2),
+    ],
+    ids=lambda case: f"{case.c}-{case.k}-{case.r}x{case.s}",
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_few_channels(case, dtype, kernel_set):
+    for order in ("channels_last", "contiguous"):
+        orders = order, "channels_last"
+        setting = cases.Setting(dtype, orders, False, kernel_set)
+        check(replace(case, setting=setting))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["3x3 same", "groups", "depthwise", "no images"])

@@ -31,6 +31,41 @@
 #define TILE FN(keeping_low_tile)
 #include "tile.h"
 #undef ROWS
+#undef FLAT
+#define FLAT 1
+#define ROWS MR
+#define NV 1
+#define TILE FN(flat_tile1)
+#include "tile.h"
+#define NV 2
+#define TILE FN(flat_tile2)
+#include "tile.h"
+#undef ROWS
+#define ROWS (MR / 2)
+#define NV 1
+#define TILE FN(flat_rest1)
+#include "tile.h"
+#define NV 2
+#define TILE FN(flat_rest2)
+#include "tile.h"
+#undef ROWS
+#define ROWS LOW_ROWS
+#define NV 3
+#define TILE FN(flat_tile3)
+#include "tile.h"
+#undef ROWS
+#define ROWS WIDE_ROWS
+#define NV 4
+#define TILE FN(flat_tile4)
+#include "tile.h"
+#undef FLAT
+static const cnn_flat_kernel FN(flat_tiles)[] = {
+    {MR, FN(flat_tile1), MR / 2, FN(flat_rest1)},
+    {MR, FN(flat_tile2), MR / 2, FN(flat_rest2)},
+    {LOW_ROWS, FN(flat_tile3), 0, 0},
+    {WIDE_ROWS, FN(flat_tile4), 0, 0},
+};
+#undef ROWS
 #define ROWS PLANE_ROWS_1
 #define NV PLANE_VECTORS_1
 #define TILE FN(plane_tile_1)
@@ -186,6 +221,7 @@ static const cnn_kernels FN(kernels) = {
     .keeping_tile = FN(keeping_tile),
     .keeping_low_tile = FN(keeping_low_tile),
     .low_rows = LOW_ROWS,
+    .flat_tile = FN(flat_tiles),
     .plane_tile = FN(plane_tiles),
     .dot_tile = FN(dot_tiles),
     .gradient_tile = FN(gradient_tiles),

@@ -3,6 +3,7 @@
 #define VBYTES 32
 #define MR 6
 #define LOW_ROWS 4
+#define WIDE_ROWS 3
 #define PLANE_ROWS_1 1
 #define PLANE_VECTORS_1 8
 #define PLANE_ROWS_2 2

@@ -1,6 +1,6 @@
 /* The kernel bodies for float and double, and their table, for one instruction set:
- * ISA, VBYTES (bytes in a vector), MR (rows of a tile) and LOW_ROWS (of one of three
- * vectors) come from isa_*.c. */
+ * ISA, VBYTES (bytes in a vector), MR (rows of a tile), LOW_ROWS (of one of three
+ * vectors) and WIDE_ROWS (of four) come from isa_*.c. */
 #include <float.h>
 #include <math.h>
 #include <string.h>

@@ -7,6 +7,13 @@ static void TILE(const cnn_plane_tile *q)
     const isize depth = q->depth, *at = q->at;
     const REAL *a[ROWS], *base = q->b;
 
+    /* (3x3 3->64 85 to 92 GFLOP/s, 7x7 121 to 133) */
+    if (q->next)
+        for (int i = 0; i < ROWS; i++)
+            UNROLL for (int v = 0; v < NV; v++)
+                __builtin_prefetch(
+                    (const REAL *)q->next + (i < q->rows ? i : 0) * q->next_step
+                        + v * LANES, 1, 2);
     UNROLL for (int i = 0; i < ROWS; i++) {
         VEC start = {0};
         a[i] = (const REAL *)q->a + (i < q->rows ? i : 0) * q->a_step;

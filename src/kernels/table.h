@@ -52,7 +52,19 @@ typedef struct {
     const void *next;         /* where lies what will be read next, or NULL: a line is */
     isize next_step;          /* asked for at each step of the first batch, bytes apart */
     void *keep;               /* keeping tiles: rows of B are copied to it, side by side */
+    isize next_lines;         /* flat tiles of 2 vectors and more: so many by each */
 } cnn_tile;
+
+/* The same for any number of rows, `rows` at a time and at last `rest` at most (0: no
+ * such kernel); one batch of `depth` steps, a_at has elements to go on by for each of
+ * them, and rows of B are as wide as the tile. As many pointers are read as whole
+ * tiles have. */
+typedef struct {
+    isize rows;
+    void (*run)(const cnn_tile *);
+    isize rest;
+    void (*run_rest)(const cnn_tile *);
+} cnn_flat_kernel;
 
 /* C[rows x cols] = start + sum over k < depth of A(i, k) B(k, j), B's rows being
  * pixels of planes: row k begins at b + at[k]. Whole vectors are stored. */
@@ -66,6 +78,8 @@ typedef struct {
     isize c_step;
     const void *bias;         /* a value per row */
     int start, activation;
+    const void *next;         /* where the sums will be copied to, whose lines are */
+    isize next_step;          /* asked for: row i from next + i * next_step; or NULL */
 } cnn_plane_tile;
 
 typedef struct {
@@ -260,6 +274,7 @@ typedef struct {
     isize low_rows;
     void (*keeping_tile)(const cnn_tile *);     /* tile[1] that copies B, */
     void (*keeping_low_tile)(const cnn_tile *); /* and low_tile */
+    const cnn_flat_kernel *flat_tile;           /* [vectors - 1], up to 4 */
 
     /* dst[j * dst_step + i] = src[i * src_step + j], i < rows, j < cols */
     void (*transpose)(void *dst, isize dst_step, const void *src, isize src_step,

@@ -255,7 +255,7 @@ static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
 #undef ADD_WHERE
 
 /* a0 b0 a1 b1 ... of the lower and of the upper halves; even lanes; even lanes of a and
- * odd lanes of b */
+ * odd lanes of b; the first three of each four lanes, side by side */
 #if VBYTES / (FLOAT_BITS / 8) == 2
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 2)
 #define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 1, 3)
@@ -266,11 +266,13 @@ static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
 #define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
 #define EVEN_END(a, b) __builtin_shufflevector(a, b, 0, 2, 5, 7)
+#define THREES(a) (a)
 #elif VBYTES / (FLOAT_BITS / 8) == 8
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
 #define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
 #define EVEN_END(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15)
+#define THREES(a) __builtin_shufflevector(a, a, 0, 1, 2, 4, 5, 6, 3, 7)
 #elif VBYTES / (FLOAT_BITS / 8) == 16
 #define ZIP_LOW(a, b)                                                             \
     __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,    \
@@ -284,6 +286,9 @@ static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
 #define EVEN_END(a, b)                                                            \
     __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25,  \
                             27, 29, 31)
+#define THREES(a)                                                                 \
+    __builtin_shufflevector(a, a, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7,   \
+                            11, 15)
 #endif
 
 /* lane l of the result is lane l ^ j of v, for j < LANES. Where that is an instruction
@@ -324,6 +329,10 @@ static inline VEC FN(zip_low)(VEC a, VEC b) { return ZIP_LOW(a, b); }
 static inline VEC FN(zip_high)(VEC a, VEC b) { return ZIP_HIGH(a, b); }
 static inline VEC FN(even)(VEC a, VEC b) { return EVEN(a, b); }
 static inline VEC FN(even_end)(VEC a, VEC b) { return EVEN_END(a, b); }
+#ifdef THREES
+static inline VEC FN(threes)(VEC a) { return THREES(a); }
+#undef THREES
+#endif
 #undef ZIP_LOW
 #undef ZIP_HIGH
 #undef EVEN
