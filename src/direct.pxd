@@ -26,6 +26,7 @@ cdef enum:
     SECOND_BYTES = 512 << 10            # and in the second-level cache
     SHORT = 64                          # channels that make short batches of a tap
     STEPS = 2048                        # of a tile that have offsets of their own
+    NEAR_ROW_BYTES = 8 << 10            # of a panel, for each row of a tile
     FLAT_STRIP = 4                      # tiles for which blocks take turns then
 
 
@@ -482,6 +483,7 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
     cdef const cnn_kernels *kernels = c.kernels
     cdef tap_list *taps = &c.taps
     cdef isize pixels = c.dst.n * c.dst.h * c.dst.w, least = kernels.mr, many
+    cdef isize tile, rows
     c.padded = meets_padding(taps, &c.src, &c.dst)
     c.copied = False
     # bands would be several times their boxes (dilation 12 of 33x33 170 GFLOP/s with
@@ -493,24 +495,27 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
         copy_first(c)
     # Padding is copied around few channels, whose pointers for each tap cost more (3x3
     # 16->32, stride 2: 127 to 145 GFLOP/s); a gradient's phases have fewer taps, and are
-    # 10 % slower so; tiles of one vector do not fetch what is copied
+    # 10 % slower so; few filters do not repay the copy (32->16 5 % slower)
     c.banded = (
         (c.src.step_c != 1 and c.depth > 1)
         or c.padded and taps.wide > 1 and (
             c.depth < kernels.lanes
-            or c.depth <= SHORT and taps.count > 4 and c.outs > kernels.lanes)
+            or c.depth <= SHORT and taps.count > 4 and c.outs > 16)
     )
     # 3x3 3->64 109 to 137 GFLOP/s (with tiles four vectors wide), 5x5 3->32 133 to 151,
     # 6->16 110 to 130
     c.flat = (
         c.banded or c.depth <= SHORT and taps.count > 1 and not c.padded
     ) and c.depth * taps.count <= STEPS
-    # few channels: one tile for all filters, as far as that goes
+    # few channels: one tile for all filters, as far as that goes and the panel, which is
+    # read once for a tile's few rows, is near (AVX2, 11x11 3->96: 88 to 60 GFLOP/s)
     c.tile_rows, many = least, ceil_div(c.outs, kernels.lanes)
-    if c.flat and c.depth < kernels.lanes and many % 4 == 0:
-        c.tile_rows, c.block = kernels.flat_tile[3].rows, 4 * kernels.lanes
-    elif c.flat and c.depth < kernels.lanes and many % 2 and many % 3 == 0:
-        c.tile_rows, c.block = kernels.flat_tile[2].rows, 3 * kernels.lanes
+    tile = 4 if many % 4 == 0 else 3 if many % 2 and many % 3 == 0 else kernels.vectors
+    rows = kernels.flat_tile[tile - 1].rows
+    if c.flat and c.depth < kernels.lanes and tile > kernels.vectors and (
+            c.depth * taps.count * tile * kernels.lanes * kernels.itemsize
+            <= rows * NEAR_ROW_BYTES):
+        c.tile_rows, c.block = rows, tile * kernels.lanes
     c.blocks = ceil_div(c.outs, c.block)
     c.depth_now = c.depth
     while c.depth_now > 1 and direct_panel_bytes(c) > PANEL_BYTES:
