@@ -10,9 +10,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from algorithms cimport (
-    choose, choose_gradient, correlate, prepare, prepared_bytes, weight_gradient,
-)
+from algorithms cimport choose, choose_gradient
 from boxes cimport tap_list
 from channel_sums cimport sum_channels
 from columns_adjoint cimport (
@@ -31,6 +29,7 @@ from geometry cimport (
 from kernels cimport (
     CNN_LINEAR, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
+from passes cimport correlate, prepare, prepared_bytes, weight_gradient
 from weight_gradient cimport (
     exchange, exchange_pays, gradient_of_weight, join_rows,
 )
@@ -302,7 +301,8 @@ cdef int run_backward_weight(
 def conv2d(object sizes, x, weight, bias, y, int activation=CNN_LINEAR, prepared=None):
     """y[n,k] = bias[k] + sum over c, r, s of weight[k,c,r,s] * x[n,c] shifted.
 
-    activation: 0, 1 (ReLU) or 2 (ReLU6). `prepared` is what prepare_conv2d made of weight and bias, or None.
+    activation: 0, 1 (ReLU) or 2 (ReLU6). `prepared` is what prepare_conv2d made of
+    weight and bias, or None.
     """
     cdef conv_geometry g = conv_sizes(sizes)
     cdef Py_buffer vx, vw, vb, vy, vp

@@ -12,117 +12,16 @@ from cnn_ext import _runtime
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport sqrt
 
-from geometry cimport Py_buffer, PyBuffer_Release, ceil_div, hold
 from kernels cimport (
-    CNN_LINEAR, CNN_RUNTIME, check, cnn_error, cnn_kernels, cnn_runtime, isize,
-    kernels_for,
+    CNN_LINEAR, CNN_RUNTIME, check, cnn_error, cnn_runtime, isize, kernels_for,
+)
+from normalization cimport (
+    BLOCK_ELEMENTS, STREAM_BYTES, LINE, MEAN, VARIANCE, INVERSE, SCALE, SHIFT, STATS,
+    lay_out, normalization, real, release, set_real, take, views,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
-
-cdef enum:
-    BLOCK_ELEMENTS = 16384              # of a block: sums in one precision
-    BLOCK_ROWS = 512                    # at most: its sums stay short
-    TASK_ELEMENTS = 65536
-    MAX_VIEWS = 9
-    # From here on y, written for the first time, goes past the caches: the pass takes
-    # 0.6 of its time, and who reads y next as much or little more. Below, y would still
-    # be in the second-level cache. (18.9 MB: 3.5 ms -> 2.0, reader 1.5 -> 1.5; 3.1 MB:
-    # 0.47 -> 0.30, reader 0.15 -> 0.19; 1 MB, in cache: 0.04 -> 0.05, 0.03 -> 0.06.)
-    STREAM_BYTES = 2 << 20
-    LINE = 64
-
-cdef enum:
-    MEAN
-    VARIANCE
-    INVERSE
-    SCALE
-    SHIFT
-    STATS
-
-
-# Channels last it is `rows` pixels x `cols` channels; as planes, `rows` = N * C runs of
-# `cols` pixels.
-cdef struct normalization:
-    const cnn_kernels *kernels
-    bint channels_last
-    isize n, c, pixels                  # of a plane
-    isize rows, cols
-    isize rows_per_block, rows_per_task, tasks
-    # pixels side by side that fill whole vectors: what goes element by element takes
-    # them for one, `step` elements long (24 channels, 0.4 MB: forward 0.94, grad_x 0.75
-    # of the time; 3 MB: alike)
-    isize side, step
-    int activation
-    bint stream                         # y is written past the caches
-    char *y                             # or grad_x
-    const char *x
-    const char *grad_y
-    const char *residual
-    cnn_error error                     # what the sums' pass makes grad_y of
-    const char *coefficients            # mean, a, b, level, slope: `step` each
-    double *parts                       # two sums of each channel, of each task
-
-
-# Buffers of one call, and where they come from.
-cdef struct views:
-    Py_buffer view[MAX_VIEWS]
-    int count
-
-
-cdef char *take(views *held, object array, bint writable) except? NULL:
-    """The memory of an array, held until `release`; NULL for None."""
-    if array is None:
-        return NULL
-    hold(array, &held.view[held.count], writable)
-    held.count += 1
-    return <char *> held.view[held.count - 1].buf
-
-
-cdef int release(views *held) except -1:
-    while held.count:
-        held.count -= 1
-        PyBuffer_Release(&held.view[held.count])
-    return 0
-
-
-cdef inline double real(const void *p, isize itemsize, isize i) noexcept nogil:
-    return (<const float *> p)[i] if itemsize == 4 else (<const double *> p)[i]
-
-
-cdef inline void set_real(void *p, isize itemsize, isize i, double to) noexcept nogil:
-    if itemsize == 4:
-        (<float *> p)[i] = <float> to
-    else:
-        (<double *> p)[i] = to
-
-
-cdef void lay_out(normalization *p, const Py_buffer *x) noexcept nogil:
-    cdef isize rows
-    p.kernels = kernels_for(runtime, x.itemsize)
-    p.n, p.c = x.shape[0], x.shape[1]
-    p.pixels = x.shape[2] * x.shape[3]
-    p.channels_last = p.pixels == 1 or (
-        p.c > 1 and x.strides[1] == x.itemsize)
-    if p.channels_last:
-        p.rows, p.cols = p.n * p.pixels, p.c
-    else:
-        p.rows, p.cols = p.n * p.c, p.pixels
-    rows = max(1, BLOCK_ELEMENTS // max(1, p.cols))
-    p.rows_per_block = max(16, min(BLOCK_ROWS, rows // 8 * 8))
-    rows = max(1, TASK_ELEMENTS // max(1, p.cols))
-    if p.channels_last:
-        rows = max(p.rows_per_block, rows // p.rows_per_block * p.rows_per_block)
-    p.rows_per_task = rows
-    p.tasks = ceil_div(p.rows, rows)
-    p.side = 1
-    if p.channels_last:
-        while p.side * p.c % p.kernels.lanes:
-            p.side *= 2
-        if p.rows % p.side or p.rows_per_task % p.side:
-            p.side = 1
-    p.step = p.side * p.c
 
 
 # -- statistics ----------------------------------------------------------------------
@@ -311,7 +210,7 @@ def train(
     p.activation = activation
     try:
         p.x = take(&held, x, False)
-        lay_out(&p, &held.view[0])
+        lay_out(&p, kernels_for(runtime, held.view[0].itemsize), &held.view[0])
         p.y = take(&held, y, True)
         p.residual = take(&held, residual, False)
         gain, offset = take(&held, weight, False), take(&held, bias, False)
@@ -343,7 +242,7 @@ def infer(
     p.activation = activation
     try:
         p.x = take(&held, x, False)
-        lay_out(&p, &held.view[0])
+        lay_out(&p, kernels_for(runtime, held.view[0].itemsize), &held.view[0])
         p.y = take(&held, y, True)
         p.residual = take(&held, residual, False)
         middle, square = take(&held, mean, False), take(&held, variance, False)
@@ -510,7 +409,7 @@ def backward(
     p.activation = activation
     try:
         p.x = take(&held, x, False)
-        lay_out(&p, &held.view[0])
+        lay_out(&p, kernels_for(runtime, held.view[0].itemsize), &held.view[0])
         p.grad_y = take(&held, grad_y, False)
         p.error.grad_y, p.error.error = p.grad_y, take(&held, error, True)
         p.error.ended, p.error.more = take(&held, y, False), take(&held, more, False)
