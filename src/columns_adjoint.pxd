@@ -104,6 +104,7 @@ cdef inline void sum_filters(
             next.run = next.of_run = max(1, width * size // 64)
             next.left = q.depth * next.run
             next.jump = row * size - next.run * 64
+            next.row_jump = 0
             next.row = next.of_row = next.left
             first = 0
             while first < s.pixels:

@@ -115,6 +115,7 @@ cdef inline void few_pixels_task(void *job, isize task, char *scratch) noexcept 
             next.run = next.of_run = 2
             next.left = 2 * q.rows
             next.jump = all_columns * size - 128
+            next.row_jump = 0
             next.row = next.of_row = next.left
             kernels.gradient_tile[ceil_div(q.rows, 2) - 1].run[width // lanes - 1](&q)
             col += width
