@@ -29,12 +29,14 @@ from pooling cimport (
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
 
-# Elements that a task makes, about; terms of an element that make a task smaller;
-# windows of a pixel whose shares a gather adds up, at most; rows of a task whose windows
-# reach into others, in heights of a window, at least; bytes that a gather copies.
+# Elements that a task makes, about; terms of an element that make a task smaller, and
+# where windows share no rows (7x7 of 8x2048x7x7 would be one task); windows of a pixel
+# whose shares a gather adds up, at most; rows of a task whose windows reach into others,
+# in heights of a window, at least; bytes that a gather copies.
 cdef enum:
     TASK_ELEMENTS = 16384
     MANY_TERMS = 64
+    OWN_TERMS = 16
     FEW_SHARES = 32
     HEIGHTS = 8
     ERRORS_BYTES = 2 << 20
@@ -102,9 +104,9 @@ cdef int make_tables(pooling *p, bint backward) noexcept nogil:
     return 0
 
 
-cdef inline isize terms(isize count) noexcept nogil:
+cdef inline isize terms(isize count, bint own) noexcept nogil:
     """Where an element has many terms, tasks have fewer elements."""
-    return max(1, count // MANY_TERMS)
+    return max(1, count // (OWN_TERMS if own else MANY_TERMS))
 
 
 cdef void share_rows(pooling *p, isize rows, isize elements) noexcept nogil:
@@ -148,7 +150,8 @@ cdef int run_forward(pooling *p) noexcept nogil:
             whole_plane_task, p, g.n * p.tasks_per_plane, 0, work)
     if make_tables(p, False):
         return -1
-    row = g.out_w * (g.c if p.channels_last else 1) * terms(g.r * g.s)
+    row = g.out_w * (g.c if p.channels_last else 1) * terms(
+        g.r * g.s, g.out_h == 1 or g.stride_h >= g.r)
     share_rows(p, g.out_h, row)
     p.forward.total = 0
     if not p.channels_last:
@@ -185,10 +188,10 @@ cdef int run_backward(pooling *p) noexcept nogil:
     if make_tables(p, True):
         return -1
     row = g.w * (g.c if p.channels_last else 1)
-    share_rows(p, g.h, row * terms(windows_of_pixel(p)))
+    share_rows(p, g.h, row * terms(windows_of_pixel(p), False))
     if gathers(p):
         p.streamed = streams(p, &p.x)
-        row *= terms(windows_of_pixel(p))
+        row *= terms(windows_of_pixel(p), False)
         failed = runtime.run(
             gather_task, p, tasks_of(p, planes_of(p), g.h * row), gathered_bytes(p), work)
     else:

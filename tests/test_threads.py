@@ -70,35 +70,38 @@ def test_maxima_are_the_same_for_every_kernel_set(digests):
         assert len(same) == 1, operator
 
 
+def calls_until_rest(work, now, took, worked):
+    """How many calls of `took` ns, `worked` in all, use threads before a rest."""
+    calls = 0
+    while calls < 1000 and _runtime.team_pays(work, now):
+        _runtime.team_took(work, now, now + took, worked)
+        now += took
+        calls += 1
+    return calls, now
+
+
 def test_threads_rest_where_they_do_not_pay():
-    """A neighbour delays threads: after three losses calls of that size do without."""
-    work, now = 2.0**61, 0
-    for _ in range(3):  # in all 1 ms of work took 3 ms
-        assert _runtime.team_pays(work, now)
-        _runtime.team_took(work, now, now + 3_000_000, 1_000_000)
-        now += 3_000_000
-    assert not _runtime.team_pays(work, now)
-    assert not _runtime.team_pays(work, now + 59_000_000)
+    """A neighbour delays threads: after 4 ms of losses such calls do without."""
+    work, ms = 2.0**61, 1_000_000
+    assert calls_until_rest(work, 0, ms // 2, ms) == (1000, 500 * ms)  # 0.5 ms, not 1
+    calls, now = calls_until_rest(work, 1000 * ms, ms // 2, ms // 4)
+    assert calls == 8
+    assert not _runtime.team_pays(work, now + 49 * ms)
     assert _runtime.team_pays(work / 2, now) and _runtime.team_pays(2 * work, now)
-    now += 60_000_000
-    for _ in range(6):  # they are tried again, and win
+    assert _runtime.team_pays(work, now + 50 * ms)
+    # at least four calls, and a rest of twenty
+    calls, now = calls_until_rest(work, 2000 * ms, 10 * ms, ms)
+    assert calls == 4
+    assert not _runtime.team_pays(work, now + 199 * ms)
+    assert _runtime.team_pays(work, now + 200 * ms)
+
+
+def test_a_loss_now_and_then_is_chance():
+    work, now = 2.0**62, 0
+    for i in range(1000):
         assert _runtime.team_pays(work, now)
-        _runtime.team_took(work, now, now + 1_000_000, 1_500_000)
-    _runtime.team_took(work, now, now + 3_000_000, 1_000_000)
-    assert _runtime.team_pays(work, now)  # one loss alone may be chance
-
-
-def test_rests_grow_to_a_bound():
-    work, now, rests = 2.0**62, 0, []
-    for _ in range(20):
-        begin = now
-        while not _runtime.team_pays(work, now):
-            now += 1_000_000
-        rests.append(now - begin)
-        _runtime.team_took(work, now, now + 1_000_000, 1)
+        _runtime.team_took(work, now, now + 1_000_000, 1 if i % 4 == 0 else 2_000_000)
         now += 1_000_000
-    assert rests[:4] == [0, 0, 0, 20_000_000]
-    assert rests[4] == 40_000_000 and set(rests[5:]) == {50_000_000}
 
 
 def test_set_and_get_num_threads(threads):

@@ -52,16 +52,19 @@ void cnn_work_shared(cnn_team *team, cnn_task task, void *job, char *scratch)
 
 enum {
     SIZES = 64,
-    LOSS = 2, /* a loss weighs as much as two gains */
-    MANY = 6, /* three losses in a row */
-    SHORT = 20 /* times a call's own: the first rest */
+    LOSS = 2,  /* a loss weighs as much as two gains */
+    MANY = 8,  /* four losses in a row */
+    CALLS = 20 /* a rest is as long as so many of the calls */
 };
-#define LONG 50000000ll /* nanoseconds: rests do not grow beyond this */
+/* In nanoseconds: the system needs a while to give threads cores of their own; a rest,
+ * at least. */
+#define PATIENCE 4000000ll
+#define REST 50000000ll
 
 /* Of calls of 2^i multiply-adds. Several callers may race: then an entry is lost. */
 static struct {
+    long long since; /* when the losses began */
     long long until; /* when a team is tried again */
-    long long rest;
     int losses;
 } sizes[SIZES];
 
@@ -80,21 +83,16 @@ int cnn_team_pays(double work, long long now)
 void cnn_team_took(double work, long long begin, long long end, long long worked)
 {
     int i = size_of(work), losses = LOAD(sizes[i].losses);
-    long long rest = LOAD(sizes[i].rest), least = SHORT * (end - begin);
+    long long rest = CALLS * (end - begin);
     if (end - begin <= worked) {
-        if (losses == 0) return;
-        STORE(sizes[i].losses, losses - 1);
-        if (losses == 1) STORE(sizes[i].rest, 0);
+        if (losses > 0) STORE(sizes[i].losses, losses - 1);
         return;
     }
-    losses += LOSS;
-    if (losses < MANY) {
-        STORE(sizes[i].losses, losses);
-        return;
+    if (losses == 0) STORE(sizes[i].since, begin);
+    if (losses < MANY) losses += LOSS;
+    if (losses >= MANY && end - LOAD(sizes[i].since) >= PATIENCE) {
+        STORE(sizes[i].until, end + (rest > REST ? rest : REST));
+        losses = 0;
     }
-    rest = rest < LONG / 2 ? 2 * rest : LONG;
-    if (rest < least) rest = least;
-    STORE(sizes[i].rest, rest);
-    STORE(sizes[i].until, end + rest);
-    STORE(sizes[i].losses, MANY - LOSS); /* one more loss is enough */
+    STORE(sizes[i].losses, losses);
 }
