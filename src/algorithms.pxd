@@ -105,7 +105,7 @@ cdef inline const cnn_winograd *filtering(
 cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogil:
     """Choose the algorithm of a correlation from its geometry."""
     cdef isize few = min(c.depth, c.outs), empty
-    c.turned = False
+    c.turned = c.copied = False
     c.winograd = filtering(
         runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, c.stays, False)
     if c.winograd != NULL:

@@ -293,7 +293,6 @@ cdef inline void plan_direct(correlation *c) noexcept nogil:
     cdef isize pixels = c.dst.n * c.dst.h * c.dst.w, least = kernels.mr, many
     cdef isize tile, rows
     c.padded = meets_padding(taps, &c.src, &c.dst)
-    c.copied = False
     # bands would be several times their boxes (dilation 12 of 33x33 170 GFLOP/s with
     # bands, 219 so)
     if (c.src.step_c != 1 and c.depth >= kernels.lanes and taps.rows > 1

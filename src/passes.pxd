@@ -134,7 +134,7 @@ cdef inline int correlate(
     cdef correlation fresh
     cdef isize index, copied
     cdef char *memory
-    cdef char *shared
+    cdef char *panels
     cdef int failed = 0
     if c.dst.n == 0 or c.dst.h == 0 or c.dst.w == 0:
         return 0
@@ -152,25 +152,24 @@ cdef inline int correlate(
     if c.algorithm == WINOGRAD and c.fused and not c.stays:
         p.bytes -= p.panels
         p.panels = 0
-    copied = source_bytes(c) if c.algorithm == DIRECT and c.copied else 0
-    shared = <char *> runtime.take(
+    copied = source_bytes(c) if c.copied else 0
+    memory = <char *> runtime.take(
         copied + offsets_bytes(c) + (0 if c.stays else p.bytes))
-    if shared == NULL:
+    if memory == NULL:
         return -1
-    c.to = <isize *> (shared + copied)
-    if copied > 0:
-        c.src.data = shared
+    c.to = <isize *> (memory + copied)
+    panels = memory + copied + offsets_bytes(c)
+    if c.copied:
+        c.src.data = memory
         failed = runtime.run(
             copy_task, c, c.src.n * c.src.h, 0, <double> copied)
-    memory = shared
-    shared += copied + offsets_bytes(c)
     for index in range(p.count):
         if failed:
             break
         if c.stays:
             begin_pass(c, &p, index, c.prepared + PREPARED_HEAD + index * p.bytes)
         else:
-            begin_pass(c, &p, index, shared)
+            begin_pass(c, &p, index, panels)
             failed = pack_pass(runtime, c)
         if not failed:
             failed = run_pass(runtime, c)

@@ -43,7 +43,7 @@ cdef inline bint is_turned(const correlation *c) noexcept nogil:
 
 
 cdef inline void plan_turned(correlation *c) noexcept nogil:
-    c.padded = c.banded = c.copied = False
+    c.padded = c.banded = False
     c.depth_now = c.depth
     c.grid = cut(c.dst.n, c.dst.h, c.dst.w, c.dst.n * c.dst.h * c.dst.w)
     c.panel_bytes = (c.depth + 1) * c.block * c.kernels.itemsize
