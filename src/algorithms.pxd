@@ -39,8 +39,8 @@ cdef inline const cnn_winograd *filtering(
 ) noexcept nogil:
     """The minimal filtering that pays for this geometry; NULL for the direct sum.
 
-    Winograd saves products (1 of 4 stays for 3x3, 4 or 9 of 25 for 5x5, 4 of 9 for 1x3,
-    2 of 5 for 1x5, 5 of 14 for 1x7) and pays with transforms of pixels and of weights.
+    Winograd saves products (1 of 4 stays for 3x3, 4 or 9 of 25 for 5x5, 9 of 25 for 2x2,
+    4 of 9 for 1x3, 2 of 5 for 1x5, 5 of 14 for 1x7, 4 of 7 for 1x2) and pays with transforms of pixels and of weights.
     It is for dense kernels with stride 1, any dilation, and for float32.
     """
     cdef const cnn_winograd *const *at = kernels.winograd
@@ -54,6 +54,9 @@ cdef inline const cnn_winograd *filtering(
     if at == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
         return NULL
     if channels < 16 or filters < 16:
+        return NULL
+    # GFLOP/s of 64 and 128 channels: 158 and 160, by Winograd 135 and 178
+    if of_weights and taps.count == 2 and min(channels, filters) < 128:
         return NULL
     if not of_weights and dst.n * dst.h * dst.w <= FEW_PIXELS:
         least = 7 * direct // 5     # tiles for few pixels stay half empty

@@ -255,6 +255,12 @@ CONV_CASES = {
     "5x1 minimal filtering": ConvCase(2, 34, 16, 14, 49, 5, 1),
     "1x3 minimal filtering": ConvCase(3, 50, 12, 16, 65, 1, 3, padding=(0, 2)),
     "3x1 minimal filtering": ConvCase(5, 66, 8, 13, 49, 3, 1, padding=(1, 0)),
+    "2x2 minimal filtering": ConvCase(2, 34, 26, 21, 50, 2, 2, padding=(1, 0)),
+    "dilated 2x2 minimal filtering": ConvCase(
+        2, 49, 29, 24, 49, 2, 2, padding=1, dilation=2
+    ),
+    "1x2 minimal filtering": ConvCase(2, 130, 15, 29, 128, 1, 2),
+    "2x1 minimal filtering": ConvCase(2, 128, 28, 14, 132, 2, 1, padding=(1, 0)),
     "minimal filtering of many weights": ConvCase(
         2, 90, 13, 11, 106, 3, 3, padding=1
     ),

@@ -194,11 +194,49 @@ static const cnn_dot_kernel FN(dot_tiles)[] = {
 #define TALL 1
 #define WIDE 1
 #include "winograd.h"
+#define W(name) FN(name##_2x2)
+#define P 5
+#define R 2
+#define TALL 1
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_2x2_large)
+#define P 6
+#define R 2
+#define TALL 1
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_1x2)
+#define P 5
+#define R 2
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_2x1)
+#define P 5
+#define R 2
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
+#define W(name) FN(name##_1x2_large)
+#define P 8
+#define R 2
+#define TALL 0
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_2x1_large)
+#define P 8
+#define R 2
+#define TALL 1
+#define WIDE 0
+#include "winograd.h"
 static const cnn_winograd *const FN(winograd)[] = {
     &FN(winograd_3x3), &FN(winograd_5x5), &FN(winograd_1x3), &FN(winograd_3x1),
     &FN(winograd_1x5), &FN(winograd_5x1), &FN(winograd_1x7), &FN(winograd_7x1),
     &FN(winograd_1x3_small), &FN(winograd_3x1_small), &FN(winograd_5x5_large),
-    &FN(winograd_1x7_large), &FN(winograd_7x1_large), 0,
+    &FN(winograd_1x7_large), &FN(winograd_7x1_large),
+    &FN(winograd_2x2), &FN(winograd_2x2_large), &FN(winograd_1x2), &FN(winograd_2x1),
+    &FN(winograd_1x2_large), &FN(winograd_2x1_large), 0,
 };
 #define WINOGRAD FN(winograd)
 #else

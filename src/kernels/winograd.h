@@ -4,13 +4,15 @@
  *
  * y = A^T [ (G w) . (B^T x) ]; B^T holds the coefficients of the products
  * prod (t - p) over the other points, G those points' powers over the products of
- * their differences, A the powers of the points. The points are 0, infinity and pairs
- * +-POINT, so that all sums split into even and odd powers. Of 6 points 0, +-1/2, +-3/2
- * lose about half as many bits as 0, +-1, +-2.
+ * their differences, A the powers of the points. The points are infinity, pairs
+ * +-POINT, so that all sums split into even and odd powers, and 0 if P is even. Of 6
+ * points 0, +-1/2, +-3/2 lose about half as many bits as 0, +-1, +-2. Of 5 points those
+ * without 0 lose 2/3 as many as 0, +-1, 2.
  * Source: A. Lavin and S. Gray, Fast algorithms for convolutional neural networks,
  * CVPR 2016; points after B. Barabasz et al., ACM TOMS 46(4), 2020. */
 #define M (P - R + 1)
-#define PAIRS ((P - 2) / 2)
+#define PAIRS ((P - 1) / 2)
+#define ZERO_IS_POINT (P % 2 == 0)
 #define PY (TALL ? P : 1)
 #define PX (WIDE ? P : 1)
 #define MY (TALL ? M : 1)
@@ -20,7 +22,12 @@
 
 /* OTHERS: coefficients of the product of t^2 - p^2 over the other pairs, by powers of
  * t^2; ALL: over all pairs; SCALE: one over the product of POINT's differences */
-#if P == 6
+#if P == 5
+static const REAL W(POINT)[] = {0.5, 1.5};
+static const REAL W(OTHERS)[][2] = {{-2.25, 1}, {-0.25, 1}};
+static const REAL W(ALL)[] = {0.5625, -2.5, 1};
+static const REAL W(SCALE)[] = {-0.5, 1.0 / 6};
+#elif P == 6
 static const REAL W(POINT)[] = {0.5, 1.5};
 static const REAL W(OTHERS)[][2] = {{-2.25, 1}, {-0.25, 1}};
 static const REAL W(ALL)[] = {0.5625, -2.5, 1};
@@ -43,23 +50,27 @@ static const REAL W(SCALE)[] = {
 #endif
 static const REAL W(ONES)[] = {1, 1, 1, 1};
 
-/* P values from P pixels: B^T. The highest coefficients are 1. */
+/* P values from P pixels: B^T. The highest coefficients are 1. Without the point 0 the
+ * differences of -POINT have the other sign, which B^T takes. */
 static inline void W(winograd_in)(VEC *o, const VEC *d)
 {
-    o[0] = d[P - 2];
+    enum { Z = ZERO_IS_POINT };
+    if (Z)
+        o[0] = d[P - 2];
     o[P - 1] = d[P - 1];
     UNROLL for (int k = 0; k < PAIRS; k++) {
-        o[0] += W(ALL)[k] * d[2 * k];
-        o[P - 1] += W(ALL)[k] * d[2 * k + 1];
+        if (Z)
+            o[0] += W(ALL)[k] * d[2 * k];
+        o[P - 1] += W(ALL)[k] * d[2 * k + Z];
     }
     UNROLL for (int i = 0; i < PAIRS; i++) {
-        VEC even = d[P - 2], odd = d[P - 3];
+        VEC high = d[P - 2], low = d[P - 3];
         UNROLL for (int k = 0; k < PAIRS - 1; k++) {
-            even += W(OTHERS)[i][k] * d[2 * k + 2];
-            odd += W(OTHERS)[i][k] * d[2 * k + 1];
+            high += W(OTHERS)[i][k] * d[2 * k + 1 + Z];
+            low += W(OTHERS)[i][k] * d[2 * k + Z];
         }
-        o[2 * i + 1] = even + W(POINT)[i] * odd;
-        o[2 * i + 2] = even - W(POINT)[i] * odd;
+        o[2 * i + Z] = high + W(POINT)[i] * low;
+        o[2 * i + Z + 1] = Z ? high - W(POINT)[i] * low : W(POINT)[i] * low - high;
     }
 }
 
@@ -67,7 +78,9 @@ static inline void W(winograd_in)(VEC *o, const VEC *d)
 static inline __attribute__((always_inline)) void W(winograd_spread)(VEC *o, const VEC *d, int count,
                                       REAL first, const REAL *scale)
 {
-    o[0] = first * d[0];
+    enum { Z = ZERO_IS_POINT };
+    if (Z)
+        o[0] = first * d[0];
     UNROLL for (int i = 0; i < PAIRS; i++) {
         const REAL p = W(POINT)[i];
         REAL power = scale[i];
@@ -79,8 +92,8 @@ static inline __attribute__((always_inline)) void W(winograd_spread)(VEC *o, con
             else
                 odd += power * d[k];
         }
-        o[2 * i + 1] = even + p * odd;
-        o[2 * i + 2] = even - p * odd;
+        o[2 * i + Z] = even + p * odd;
+        o[2 * i + Z + 1] = even - p * odd;
     }
     o[P - 1] = d[count - 1];
 }
@@ -89,17 +102,18 @@ static inline __attribute__((always_inline)) void W(winograd_spread)(VEC *o, con
 static inline __attribute__((always_inline)) void W(winograd_collect)(VEC *o, const VEC *d, int count,
                                        REAL first, const REAL *scale)
 {
+    enum { Z = ZERO_IS_POINT };
     UNROLL for (int i = 0; i < PAIRS; i++) {
         const REAL p = W(POINT)[i];
-        const VEC even = d[2 * i + 1] + d[2 * i + 2];
-        const VEC odd = d[2 * i + 1] - d[2 * i + 2];
+        const VEC even = d[2 * i + Z] + d[2 * i + Z + 1];
+        const VEC odd = d[2 * i + Z] - d[2 * i + Z + 1];
         REAL power = scale[i];
         UNROLL for (int k = 0; k < count; k++) {
             const VEC term = power * (k % 2 == 0 ? even : odd);
             if (i > 0)
                 o[k] += term;
             else if (k == 0)
-                o[k] = first * d[0] + term;
+                o[k] = Z ? first * d[0] + term : term;
             else
                 o[k] = k == count - 1 ? d[P - 1] + term : term;
             power *= p;
@@ -274,6 +288,7 @@ static const cnn_winograd W(winograd) = {
 #undef ALONG
 #undef M
 #undef PAIRS
+#undef ZERO_IS_POINT
 #undef PY
 #undef PX
 #undef MY
