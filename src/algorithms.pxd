@@ -7,11 +7,13 @@ from correlate cimport (
 )
 from depthwise cimport has_pairs, is_along_channels
 from direct cimport PANEL_BYTES
-from geometry cimport image
+from geometry cimport ceil_div, image
 from kernels cimport cnn_kernels, cnn_runtime, cnn_winograd, isize
 from turned cimport is_turned
 from weight_gradient cimport gradient_of_weight
-from winograd_patches cimport count_patches, phases_across, phases_down, points_of
+from winograd_patches cimport (
+    count_patches, phases_across, phases_down, points_of, products_of, shares_of,
+)
 from winograd_weights cimport (
     WEIGHT_BYTES, is_fused, is_streamed, rows_of_tiles, winograd_panel_bytes,
 )
@@ -23,14 +25,33 @@ cdef enum:
     # (5x5 of 32, 96, 128 channels: 2.5, 3.8, 4.4e-6).
     MOST_FOR_10_POINTS = 256
     MOST_FOR_64_POINTS = 128
+    # with stride 2, 36 points: 3x3 of 128, 256, 512 channels 3.2, 4.3, 6.0e-6
+    MOST_FOR_36_OF_SHARES = 256
 
 
-cdef inline isize most_channels(const cnn_winograd *f) noexcept nogil:
+cdef inline isize most_channels(
+    const cnn_winograd *f, const tap_list *taps
+) noexcept nogil:
     """Channels of a sum whose error is within bounds; 0: any number."""
     cdef isize points = points_of(f)
     if points == 10:
         return MOST_FOR_10_POINTS
+    if points == 36 and shares_of(taps) > 1:
+        return MOST_FOR_36_OF_SHARES
     return MOST_FOR_64_POINTS if points == 64 else 0
+
+
+cdef inline bint has_shares(
+    const cnn_kernels *kernels, const tap_list *taps, isize channels
+) noexcept nogil:
+    """Whether minimal filtering knows the stride."""
+    if taps.sy == 1 and taps.sx == 1:
+        return True
+    # the channels of all shares lie side by side: whole vectors
+    return (
+        taps.sy == 2 and taps.sx == 2 and taps.rows > 2
+        and taps.count > 2 * taps.rows and channels % kernels.lanes == 0
+        and phases_down(taps) == 1 and phases_across(taps) == 1)
 
 
 cdef inline const cnn_winograd *filtering(
@@ -41,17 +62,19 @@ cdef inline const cnn_winograd *filtering(
 
     Winograd saves products (1 of 4 stays for 3x3, 4 or 9 of 25 for 5x5, 9 of 25 for 2x2,
     4 of 9 for 1x3, 2 of 5 for 1x5, 5 of 14 for 1x7, 4 of 7 for 1x2) and pays with transforms of pixels and of weights.
-    It is for dense kernels with stride 1, any dilation, and for float32.
+    It is for dense kernels with stride 1, any dilation, or stride 2, and for float32.
     """
     cdef const cnn_winograd *const *at = kernels.winograd
     cdef const cnn_winograd *f
     cdef const cnn_winograd *best = NULL
     # products for a pair of channel and filter
-    cdef isize direct = dst.n * dst.h * dst.w * taps.count, products
+    cdef isize direct = dst.n * dst.h * dst.w * taps.count, products, values
     cdef isize across = phases_across(taps), least = direct
-    cdef isize cost, patches, points, empty
+    cdef isize cost, patches, points, empty, all_channels = channels * shares_of(taps)
     cdef bint streamed
-    if at == NULL or runtime.strict or taps.sy != 1 or taps.sx != 1:
+    if at == NULL or runtime.strict or not has_shares(kernels, taps, channels):
+        return NULL
+    if of_weights and taps.sy != 1:
         return NULL
     if channels < 16 or filters < 16:
         return NULL
@@ -63,12 +86,14 @@ cdef inline const cnn_winograd *filtering(
     while at[0] != NULL:
         f = at[0]
         at += 1
-        if f.tap_rows != taps.rows or f.tap_rows * f.tap_cols != taps.count:
+        if (f.tap_rows != ceil_div(taps.rows, taps.sy)
+                or f.tap_cols != ceil_div(taps.count // taps.rows, taps.sx)):
             continue
-        if not of_weights and 0 < most_channels(f) < channels:
+        if not of_weights and 0 < most_channels(f, taps) < channels:
             continue
-        points, patches = points_of(f), count_patches(f, taps, dst)
-        products = points * patches
+        patches = count_patches(f, taps, dst)
+        values, points = points_of(f) * patches, points_of(f) * shares_of(taps)
+        products = products_of(taps, f) * patches
         # phases with few pixels fill patches badly, and copies of them are mostly zeros
         if across > 1 or phases_down(taps) > 1:
             if 2 * products > direct or across > 2 * kernels.mr:
@@ -81,23 +106,29 @@ cdef inline const cnn_winograd *filtering(
         # that transforms its weights pays 9, and 19 to pack each of them (256->256 with
         # 4 patches 1.1 times, 8 patches 0.7 times), or 8 for those packed beforehand;
         # values made beforehand are read for 4 (0.7 times with 4 patches). There few
-        # patches are rounded up to the rows of tiles.
+        # patches are rounded up to the rows of tiles. With stride 2 few patches gain
+        # less (64->128, 49 patches 0.97 times), and many that read weights from memory
+        # more, as V stays in the second-level cache; weights made beforehand are read
+        # for more (128->256, 128 patches 1.2 times).
         # Whole numbers: the caller's floating-point state is left alone.
-        cost = products + 12 * products // channels + 12 * products // filters
+        cost = products + 12 * values // channels
+        cost += 12 * values * shares_of(taps) // filters
         empty = (rows_of_tiles(kernels, patches) - patches) * points
-        streamed = is_streamed(f, channels, filters, kernels.itemsize)
+        streamed = is_streamed(f, all_channels, filters, kernels.itemsize)
         if not of_weights and is_fused(
-                f, patches, channels, filters, kernels.itemsize, packed):
-            cost += 6 * empty // 5 + products // 5
+                f, patches, all_channels, filters, kernels.itemsize, packed):
+            cost += 6 * empty // 5 + products * (2 if taps.sy > 1 else 1) // 5
             cost += 8 * points if packed else 9 * points + 19 * taps.count
         elif packed:
             cost += empty + 4 * points
+            if streamed and taps.sy > 1:
+                cost += 2 * products // 5
         elif of_weights and streamed:
             cost += 3 * products // 10 + 20 * points
         elif patches < kernels.mr:  # tiles of the products would stay half empty
             continue
         elif streamed:
-            cost += 2 * products // 5 + 64 * points
+            cost += products * (1 if taps.sy > 1 else 2) // 5 + 64 * points
         else:
             cost += 32 * points
         if cost < least:
@@ -113,8 +144,8 @@ cdef inline int choose(const cnn_runtime *runtime, correlation *c) noexcept nogi
         runtime, c.kernels, &c.taps, c.depth, c.outs, &c.dst, c.stays, False)
     if c.winograd != NULL:
         c.fused = is_fused(
-            c.winograd, count_patches(c.winograd, &c.taps, &c.dst), c.depth, c.outs,
-            c.kernels.itemsize, c.stays)
+            c.winograd, count_patches(c.winograd, &c.taps, &c.dst),
+            shares_of(&c.taps) * c.depth, c.outs, c.kernels.itemsize, c.stays)
         if winograd_panel_bytes(c) <= WEIGHT_BYTES:
             return WINOGRAD
     if is_along_channels(c):

@@ -17,6 +17,7 @@ from kernels cimport (
 )
 from winograd_patches cimport (
     count_patches, cut_patches, phase, phase_of, phases_across, phases_down, points_of,
+    share_range, shares_at, shares_of,
 )
 from winograd_values cimport (
     TOGETHER, in_place, outputs_of, patch_end, transform_patches, winograd_shared_bytes,
@@ -32,6 +33,7 @@ cdef enum:
     # that tasks share.
     PATCH_BYTES = 640 << 10
     LARGE_BYTES = 6 << 20
+    SHARES_BYTES = 1 << 20
     SCRATCH_BYTES = 8 << 20
     SHARED_BYTES = 16 << 20
     # transformed weights of a task that makes them
@@ -113,14 +115,14 @@ cdef inline product_part begin_products(
         part.a[p] = values
         part.products[p] = scratch + w.products
         if p < part.patches:
-            part.a[p] = values + p * w.channels * c.kernels.itemsize
+            part.a[p] = values + p * w.row * c.kernels.itemsize
             part.products[p] = (
                 scratch + w.products + p * w.products_row * c.kernels.itemsize)
     part.q.start, part.q.activation = CNN_ZERO, CNN_LINEAR
     part.q.next, part.q.next_step = NULL, CACHE_LINE
     part.ahead_tiles = 0
     part.q.a_at = NULL
-    part.q.batches, part.q.depth = 1, c.depth_now
+    part.q.batches = 1
     part.q.a_next, part.q.a_step = 0, 1
     return part
 
@@ -194,12 +196,15 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
     cdef product_part part = begin_products(c, &w, task, scratch)
     cdef isize first = part.first, last, block, e, width, lanes = c.kernels.lanes
     cdef const char *follows
+    cdef share_range shares
     while first < part.last:
         last = min(first + w.together, part.last)
         for e in range(points):
+            shares = shares_at(&c.taps, c.winograd, e)
+            part.q.depth = shares.count * c.depth
+            part.q.a_from = e * w.values_step + shares.first * c.depth
             for block in range(first, last):
                 part.q.b = point_of_panel(c, part.group, block, e)
-                part.q.a_from = e * w.values_step
                 part.q.c_move = ((block - first) * points + e) * w.products_step
                 follows = NULL
                 width = width_of(c, block)
@@ -207,7 +212,7 @@ cdef inline void winograd_task(void *job, isize task, char *scratch) noexcept no
                     follows = point_of_panel(c, part.group, block + 1, e)
                 elif c.streamed and e + 1 < points:
                     follows = point_of_panel(c, part.group, first, e + 1)
-                part.ahead, part.ahead_step = follows, c.depth * CACHE_LINE
+                part.ahead, part.ahead_step = follows, part.q.depth * CACHE_LINE
                 part.ahead_tiles = width // lanes if follows != NULL else 0
                 multiply_point(c, &part, width)
         for block in range(first, last):
@@ -225,7 +230,7 @@ cdef inline void go_ahead(
     if c.stays:
         part.ahead = panel(c, part.group, block) + first * row
         part.ahead_step = part.q.depth * CACHE_LINE
-        part.ahead_tiles = row // CACHE_LINE
+        part.ahead_tiles = row // (shares_of(&c.taps) * CACHE_LINE)
     elif c.transposed:
         part.ahead = c.weight + ((part.group * c.depth + first) * c.outs + m) * taps
         part.ahead_step, part.ahead_tiles = c.outs * taps, part.q.depth
@@ -242,6 +247,7 @@ cdef inline void fused_task(void *job, isize task, char *scratch) noexcept nogil
     cdef winograd_space w = winograd_space_of(c)
     cdef product_part part = begin_products(c, &w, task, scratch)
     cdef isize block, chunk, e, width, step, first, channels
+    cdef share_range shares
     cdef char *weights = scratch + w.weights
     cdef char *packed
     for block in range(part.first, part.last):
@@ -255,17 +261,21 @@ cdef inline void fused_task(void *job, isize task, char *scratch) noexcept nogil
                     first * c.taps.count * width * size)
             else:
                 pack_taps(c, part.group, block, first, channels, packed)
-            step = channels * width + c.kernels.lanes
+            step = shares_of(&c.taps) * channels * width + c.kernels.lanes
             transform_taps(c, channels, width, packed, weights, step)
-            part.q.depth = channels
+            part.q.depth = shares_of(&c.taps) * channels
             if first + channels < c.depth:
                 go_ahead(c, &part, block, first + channels)
             elif block + 1 < part.last:
                 go_ahead(c, &part, block + 1, 0)
             part.q.start = CNN_ZERO if chunk == 0 else CNN_ADD
             for e in range(points_of(c.winograd)):
-                part.q.b = weights + e * step * size
-                part.q.a_from = chunk * w.chunk_step + e * w.values_step
+                shares = shares_at(&c.taps, c.winograd, e)
+                part.q.depth = shares.count * channels
+                part.q.b = weights + (
+                    e * step + shares.first * channels * width) * size
+                part.q.a_from = (
+                    chunk * w.chunk_step + e * w.values_step + shares.first * channels)
                 part.q.c_move = e * w.products_step
                 multiply_point(c, &part, width)
         store_outputs(c, &w, &part, block, 0)
@@ -275,19 +285,24 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     """Choose the patches of a task from the geometry alone."""
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = c.kernels.itemsize, mr = c.kernels.mr, lanes = c.kernels.lanes
-    cdef isize points = points_of(f), channels = ceil_div(c.depth, lanes) * lanes
+    cdef isize points = points_of(f), shares = shares_of(&c.taps)
+    cdef isize channels = ceil_div(c.depth, lanes) * lanes * shares
     cdef isize values = channels + (0 if in_place(c) else width_of(c, 0))
     cdef isize patches = PATCH_BYTES // (points * values * size) // mr * mr
     cdef isize all_patches = count_patches(f, &c.taps, &c.dst)
     # Weights that stream past the patches: then more patches share them, and some
     # blocks take their turn at each point.
-    c.streamed = is_streamed(f, c.depth, c.outs, size)
+    c.streamed = is_streamed(f, shares * c.depth, c.outs, size)
     if c.fused:
         patches = all_patches
     else:
         if c.streamed:
             patches = min(112, LARGE_BYTES // (
                 points * (channels + min(c.outs, TOGETHER * c.block)) * size))
+            # stride 2: V of so many patches is more than the second-level cache holds
+            # (128->128, 56x56 166 GFLOP/s with 98 patches, 191 with 28)
+            if shares > 1:
+                patches = SHARES_BYTES // (points * channels * size)
             if phases_across(&c.taps) == 1:     # phases fill tiles as they come
                 patches = patches // mr * mr
         patches = min(max(patches, 2 * mr), max(2 * mr, ceil_div(
@@ -300,7 +315,8 @@ cdef inline void plan_winograd(correlation *c) noexcept nogil:
     c.depth_now = c.depth
     if c.fused:
         c.depth_now = even_share(
-            channels // lanes, max(1, CHUNK_BYTES // (points * c.block * lanes * size)))
+            ceil_div(c.depth, lanes),
+            max(1, CHUNK_BYTES // (points * shares * c.block * lanes * size)))
         c.depth_now = min(c.depth, c.depth_now * lanes)
     c.panel_bytes = winograd_panel_bytes(c)
     # channels last, patches are read where they lie; but vectors of the last pixel's

@@ -5,6 +5,12 @@
 # dilation, ... and columns x0, x0 + dilation, ... Rows of a phase are taken for an
 # image of their own. The phases of the columns stay together, so that copies run along
 # rows: a patch is wide enough for all of them, and there is one for each.
+#
+# A kernel with stride 2 is the sum of four with stride 1, each for an image of every
+# other pixel (a share of the source) and with every other tap. Their channels are summed
+# together: the shares of a patch are transformed by themselves, then they are 4 times
+# as many channels. Of 3 taps the second share has one, the first: transformed it is zero
+# at the point infinity, where that share is left out.
 
 from boxes cimport band, box, box_grid, cut, fill_band, tap_list
 from geometry cimport ceil_div, image, pixel
@@ -13,6 +19,57 @@ from kernels cimport cnn_inside, cnn_kernels, cnn_winograd, isize
 
 cdef inline isize points_of(const cnn_winograd *f) noexcept nogil:
     return f.rows * f.cols
+
+
+cdef inline isize shares_of(const tap_list *taps) noexcept nogil:
+    """Images of every other pixel; their taps are a kernel each."""
+    return taps.sy * taps.sx
+
+
+cdef inline isize share_row(const tap_list *taps, isize share) noexcept nogil:
+    """The first row of a share. Shares that are left out together lie together."""
+    return share // 2
+
+
+cdef inline isize share_col(const tap_list *taps, isize share) noexcept nogil:
+    return taps.sx > 1 and share in (0, 3)
+
+
+cdef inline isize rows_left_out(const tap_list *taps) noexcept nogil:
+    """1 if shares of odd rows are zero at infinity, else 0."""
+    return taps.rows % taps.sy
+
+
+cdef inline isize cols_left_out(const tap_list *taps) noexcept nogil:
+    return taps.count // taps.rows % taps.sx
+
+
+# The shares that are multiplied at a point.
+cdef struct share_range:
+    isize first, count
+
+
+cdef inline share_range shares_at(
+    const tap_list *taps, const cnn_winograd *f, isize point
+) noexcept nogil:
+    cdef share_range r
+    cdef isize end = shares_of(taps)
+    r.first = 0
+    if point // f.cols == f.rows - 1 and rows_left_out(taps):
+        end = 2
+    if point % f.cols == f.cols - 1 and cols_left_out(taps):
+        r.first, end = 1, min(end, 3)
+    r.count = end - r.first
+    return r
+
+
+cdef inline isize products_of(
+    const tap_list *taps, const cnn_winograd *f
+) noexcept nogil:
+    """Products of a patch for each channel and filter."""
+    return (
+        (f.rows * taps.sy - rows_left_out(taps))
+        * (f.cols * taps.sx - cols_left_out(taps)))
 
 
 cdef inline isize phases_down(const tap_list *taps) noexcept nogil:
@@ -73,8 +130,8 @@ cdef inline tap_list patch_taps(
 ) noexcept nogil:
     """The pixels of the patches of all phases of columns."""
     cdef isize across = phases_across(taps)
-    return rectangle(f.rows, f.cols * across, taps.dy_min, taps.dx_min,
-                     f.out_rows, f.out_cols * across)
+    return rectangle(f.rows * taps.sy, f.cols * across * taps.sx, taps.dy_min,
+                     taps.dx_min, f.out_rows * taps.sy, f.out_cols * across * taps.sx)
 
 
 cdef inline tap_list error_taps(
@@ -129,11 +186,12 @@ cdef inline void fill_phase(
 
 
 cdef inline cnn_inside inside_of(
-    const image *src, isize row, isize col, isize across
+    const image *src, isize row, isize col, isize down, isize across
 ) noexcept nogil:
-    """What an image has of the patch at row and col."""
+    """What an image has of the patch at row and col, of every `down`-th row."""
     cdef cnn_inside there
-    there.row0, there.row1 = -row, src.h - row
+    there.row0 = ceil_div(-row, down) if row < 0 else 0
+    there.row1 = ceil_div(src.h - row, down) if row < src.h else 0
     there.col0 = ceil_div(-col, across) if col < 0 else 0
     there.col1 = ceil_div(src.w - col, across) if col < src.w else 0
     return there

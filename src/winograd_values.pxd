@@ -7,6 +7,7 @@ from geometry cimport ceil_div, pixel
 from kernels cimport cnn_inside, cnn_kernels, cnn_winograd, isize
 from winograd_patches cimport (
     fill_phase, inside_of, patch_taps, phase, phase_of, phases_across, points_of,
+    share_col, share_row, shares_of,
 )
 
 cdef enum:
@@ -23,6 +24,7 @@ cdef struct patch_end:
 # V are elsewhere where tasks share them.
 cdef struct winograd_space:
     isize patches, channels             # at most, of a chunk; rounded up to vectors
+    isize row                           # of V: a patch's channels, of all shares
     isize values_step, products_step    # from point to point
     isize width, products_row           # of a block's products; from patch to patch
     isize chunk_step                    # of V, from chunk to chunk of channels
@@ -58,8 +60,9 @@ cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogi
     cdef isize points = points_of(f), across = phases_across(&c.taps)
     w.patches = box_pixels(&c.grid) * across
     w.channels = ceil_div(c.depth_now, lanes) * lanes
+    w.row = shares_of(&c.taps) * w.channels
     # a vector more, so that no two points fall on the same cache sets
-    w.values_step = w.patches * w.channels + lanes
+    w.values_step = w.patches * w.row + lanes
     w.width = w.products_row = width_of(c, 0)
     w.products_step = w.patches * w.width + lanes
     w.chunk_step = points * w.values_step
@@ -74,12 +77,12 @@ cdef inline winograd_space winograd_space_of(const correlation *c) noexcept nogi
     w.weights = w.products
     if in_place(c):
         w.products = w.values
-        w.products_step, w.products_row = w.values_step, w.channels
+        w.products_step, w.products_row = w.values_step, w.row
     else:
         w.weights += aligned(w.together * points * w.products_step * size)
     w.packed = w.a = w.weights
     if c.fused:
-        w.packed += aligned(points * (w.channels * c.block + lanes) * size)
+        w.packed += aligned(points * (w.row * c.block + lanes) * size)
         w.a = w.packed
         if not c.stays:
             w.a += aligned(c.taps.count * w.channels * c.block * size)
@@ -106,6 +109,47 @@ cdef inline box outputs_of(
     return b
 
 
+cdef inline void transform_patch(
+    const correlation *c, const winograd_space *w, const phase *here, isize group,
+    isize first, isize last, isize row, isize col, isize share, const char *copy,
+    const band *around, char *values,
+) noexcept nogil:
+    """Transform one share of a patch for the outputs from row and col on.
+
+    The patch lies in the source, or begins at `copy` in a band.
+    """
+    cdef const cnn_winograd *f = c.winograd
+    cdef isize size = c.kernels.itemsize, down = c.taps.sy, chunk, channels
+    cdef isize across = phases_across(&c.taps) * c.taps.sx, d = first, run
+    cdef isize top = share_row(&c.taps, share), left = share_col(&c.taps, share)
+    cdef isize step_row, step_col
+    cdef cnn_inside inside
+    cdef const cnn_inside *partly = NULL
+    cdef const char *x
+    if c.banded:
+        step_row, step_col = around.row_step, around.channels
+        x = copy + size * (top * step_row + left * step_col)
+    else:
+        step_row, step_col = here.src.step_h, here.src.step_w
+        top += row * down + here.dy
+        left += col * c.taps.sx + c.taps.dx_min
+        x = pixel(&here.src, 0, group * c.depth + first, top, left)
+        if (top < 0 or top + (f.rows - 1) * down >= here.src.h
+                or left < 0 or left + (f.cols - 1) * across >= here.src.w):
+            inside = inside_of(&here.src, top, left, down, across)
+            partly = &inside
+    while d < last:
+        chunk = d // w.channels
+        run = min(last, (chunk + 1) * w.channels) - d
+        channels = min(w.channels, c.depth - chunk * w.channels)
+        f.input(
+            values + size * (
+                chunk * w.chunk_step + share * channels + d % w.channels),
+            w.values_step, x + (d - first) * size, step_row * down, step_col * across,
+            run, partly)
+        d += run
+
+
 cdef inline void transform_patches(
     const correlation *c, const winograd_space *w, const box *where, isize group,
     isize first, isize last, char *scratch, char *values,
@@ -114,14 +158,11 @@ cdef inline void transform_patches(
     cdef const cnn_kernels *kernels = c.kernels
     cdef const cnn_winograd *f = c.winograd
     cdef isize size = kernels.itemsize, across = phases_across(&c.taps), wide
-    cdef isize n, i, j, part, row, col, at, p = 0, d, run, step_row, step_col
+    cdef isize n, i, j, part, row, col, p = 0, share
     cdef band around = band_of_patches(c, last - first)
     cdef tap_list patch = patch_taps(&c.taps, f)
     cdef phase here
     cdef box outputs
-    cdef cnn_inside inside
-    cdef const cnn_inside *partly
-    cdef char *x
     wide = f.out_cols * across
     for n in range(where.n0, where.n1):
         here = phase_of(&c.src, &c.dst, &c.taps, n)
@@ -139,34 +180,13 @@ cdef inline void transform_patches(
                     col = j * wide + part
                     if col >= here.dst.w:
                         break
-                    partly = NULL
-                    if c.banded:
-                        step_row, step_col = around.row_step, around.channels
-                        x = scratch + size * (
-                            (row - outputs.i0) * step_row
-                            + (col - outputs.j0) * step_col)
-                        step_col *= across
-                    else:
-                        at = col + c.taps.dx_min
-                        x = pixel(&here.src, 0, group * c.depth + first,
-                                  row + here.dy, at)
-                        step_row = here.src.step_h
-                        step_col = here.src.step_w * across
-                        if (row + here.dy < 0 or row + here.dy + f.rows > here.src.h
-                                or at < 0
-                                or at + (f.cols - 1) * across >= here.src.w):
-                            inside = inside_of(&here.src, row + here.dy, at, across)
-                            partly = &inside
-                    d = first
-                    while d < last:
-                        run = min(last, (d // w.channels + 1) * w.channels) - d
-                        f.input(
-                            values + size * (
-                                d // w.channels * w.chunk_step + p * w.channels
-                                + d % w.channels),
-                            w.values_step, x + (d - first) * size, step_row, step_col,
-                            run, partly)
-                        d += run
+                    for share in range(shares_of(&c.taps)):
+                        transform_patch(
+                            c, w, &here, group, first, last, row, col, share,
+                            scratch + size * (
+                                (row - outputs.i0) * c.taps.sy * around.row_step
+                                + (col - outputs.j0) * c.taps.sx * around.channels),
+                            &around, values + p * w.row * size)
                     p += 1
 
 

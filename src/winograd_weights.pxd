@@ -5,13 +5,17 @@
 from correlate cimport correlation, pack_bias, panel, width_of
 from geometry cimport ceil_div
 from kernels cimport cnn_kernels, cnn_winograd, isize
-from winograd_patches cimport points_of
+from libc.string cimport memset
+from winograd_patches cimport (
+    points_of, share_col, share_range, share_row, shares_at, shares_of,
+)
 
 cdef enum:
     # of a pass, in bytes: transformed weights; V, where tasks transform the weights
     WEIGHT_BYTES = 16 << 20
     FUSED_BYTES = 10 << 20
     FUSED_PATCHES = 128
+    MOST_WIDE = 64                      # floats of a panel's row
 
 
 cdef inline bint is_streamed(
@@ -69,7 +73,9 @@ cdef inline isize rows_of_tiles(
 
 cdef inline isize winograd_panel_bytes(const correlation *c) noexcept nogil:
     """Bytes of a block's panel: transformed weights, or those to be transformed."""
-    cdef isize each = c.taps.count if c.fused else points_of(c.winograd)
+    cdef isize each = points_of(c.winograd) * shares_of(&c.taps)
+    if c.fused:
+        each = c.taps.count
     return each * c.depth * c.block * c.kernels.itemsize
 
 
@@ -82,9 +88,11 @@ cdef inline isize winograd_pack_bytes(const correlation *c) noexcept nogil:
 cdef inline const char *point_of_panel(
     const correlation *c, isize group, isize block, isize point
 ) noexcept nogil:
-    """The transformed weights of a block at one point."""
+    """The transformed weights of a block at one point, of the shares that it has."""
+    cdef isize at = point * shares_of(&c.taps)
+    at += shares_at(&c.taps, c.winograd, point).first
     return panel(c, group, block) + c.kernels.itemsize * (
-        point * c.depth * width_of(c, block))
+        at * c.depth * width_of(c, block))
 
 
 cdef inline void order_of_taps(correlation *c) noexcept nogil:
@@ -122,13 +130,23 @@ cdef inline void transform_taps(
     const correlation *c, isize channels, isize width, const char *packed, char *to,
     isize step,
 ) noexcept nogil:
-    """packed[d][t][m] -> U[point][d][m], the points `step` elements apart."""
-    cdef isize row = width * c.kernels.itemsize, d, t
+    """packed[d][t][m] -> U[point][share][d][m], the points `step` elements apart."""
+    cdef const cnn_winograd *f = c.winograd
+    cdef isize line = width * c.kernels.itemsize, cols = c.taps.count // c.taps.rows
+    cdef isize share, d, t, row, col
     cdef const void *taps[25]
-    for d in range(channels):
-        for t in range(c.taps.count):
-            taps[t] = packed + (d * c.taps.count + t) * row
-        c.winograd.weight(to + d * row, step, taps, width)
+    cdef float zeros[MOST_WIDE]
+    memset(zeros, 0, sizeof(zeros))
+    for share in range(shares_of(&c.taps)):
+        for d in range(channels):
+            for t in range(f.tap_rows * f.tap_cols):
+                row = t // f.tap_cols * c.taps.sy + share_row(&c.taps, share)
+                col = t % f.tap_cols * c.taps.sx + share_col(&c.taps, share)
+                taps[t] = zeros
+                if row < c.taps.rows and col < cols:
+                    taps[t] = packed + (d * c.taps.count + row * cols + col) * line
+            f.weight(to + d * line, step, taps, width)
+        to += channels * line
 
 
 cdef inline void winograd_pack_task(
@@ -146,4 +164,5 @@ cdef inline void winograd_pack_task(
             pack_taps(c, group, block, 0, c.depth, to)
         return
     pack_taps(c, group, block, 0, c.depth, scratch)
-    transform_taps(c, c.depth, width, scratch, to, c.depth * width)
+    transform_taps(
+        c, c.depth, width, scratch, to, shares_of(&c.taps) * c.depth * width)

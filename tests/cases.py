@@ -261,6 +261,11 @@ CONV_CASES = {
     ),
     "1x2 minimal filtering": ConvCase(2, 130, 15, 29, 128, 1, 2),
     "2x1 minimal filtering": ConvCase(2, 128, 28, 14, 132, 2, 1, padding=(1, 0)),
+    "3x3 by shares of stride 2": ConvCase(2, 48, 64, 63, 50, 3, 3, 2, 1),
+    "4x4 by shares of stride 2": ConvCase(2, 32, 32, 33, 34, 4, 4, 2, 1),
+    "5x5 by shares of stride 2": ConvCase(2, 32, 31, 32, 34, 5, 5, 2, 2),
+    "5x6 by shares of stride 2": ConvCase(2, 32, 32, 29, 34, 5, 6, 2, (0, 3)),
+    "many weights by shares of stride 2": ConvCase(4, 96, 16, 16, 98, 5, 5, 2, 2),
     "minimal filtering of many weights": ConvCase(
         2, 90, 13, 11, 106, 3, 3, padding=1
     ),

@@ -47,6 +47,14 @@ def test_minimal_filtering_is_for_these_geometries(channels_last):
             g = case.geometry
             shapes = (g.n, g.c, g.h, g.w), (g.k, g.c, g.r, g.s)
             assert named(*shapes, **case.options) == ["winograd"] * 3, name
+        if "by shares" in name:
+            g = case.geometry
+            shapes = (g.n, g.c, g.h, g.w), (g.k, g.c, g.r, g.s)
+            assert named(*shapes, **case.options)[0] == "winograd", name
+            odd = named(
+                (g.n, g.c + 1, g.h, g.w), (g.k, g.c + 1, g.r, g.s), **case.options
+            )
+            assert odd[0] == "direct", name
     wide = (2, 64, 65, 65)
     assert named(wide, (64, 64, 3, 3), dilation=4, padding=4) == ["winograd"] * 3
     # a phase has two pixels, or three; the patches are more than the outputs
@@ -103,6 +111,18 @@ def test_accuracy_against_float64(precision, channels, bound, size):
         cnn_ext.set_precision("fast")
     for a, b in zip(found, wanted, strict=True):
         assert np.linalg.norm(a - b) <= bound * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("size", [4, 5, 6])
+def test_accuracy_of_shares_of_stride_2(size):
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((8, 256, 15, 16))
+    w = rng.standard_normal((64, 256, size, size))
+    options = {"stride": 2, "padding": 2}
+    assert chosen(x.shape, w.shape, **options)[0] == "winograd"
+    y = F.conv2d(x, w, **options)
+    found = F.conv2d(x.astype(np.float32), w.astype(np.float32), **options)
+    assert np.linalg.norm(found - y) <= 5e-6 * np.linalg.norm(y)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])

@@ -29,6 +29,9 @@ CASES = [
     ((1, 64, 8, 8), (70, 64, 3, 3), {"padding": 1}),  # filtered if prepared
     ((2, 90, 8, 11), (105, 90, 3, 3), {"padding": 1}),  # U in memory if prepared
     ((2, 340, 8, 7), (350, 340, 3, 3), {"padding": 1}),  # weights that tasks transform
+    # shares of stride 2: filtered if prepared; weights that tasks transform
+    ((1, 32, 32, 30), (66, 32, 3, 3), {"stride": 2, "padding": 1}),
+    ((4, 96, 16, 16), (98, 96, 5, 5), {"stride": 2, "padding": 2}),
     ((0, 3, 9, 8), (18, 3, 3, 3), {}),
 ]
 

@@ -247,8 +247,9 @@ _WHY = {
     "depthwise-planes": "one channel a group: vectors are columns of a row",
     "dots": "few filters: vectors are channels, the lanes of each sum are added",
     "grouped": "2, 4 or 8 channels a group, as many out: vectors are channels",
-    "winograd": "2x2, 3x3, 5x5, or 2, 3, 5 or 7 taps along an axis, with stride 1 and "
-    "enough channels, filters and pixels: minimal filtering on patches of pixels",
+    "winograd": "2x2, 3x3, 5x5, or 2, 3, 5 or 7 taps along an axis, with stride 1, or "
+    "3x3 to 6x6 with stride 2, and enough channels, filters and pixels: minimal "
+    "filtering on patches of pixels",
 }
 
 
