@@ -67,7 +67,7 @@ if TYPE_CHECKING:
         Upsample,
     )
     from .losses import BCEWithLogits, CrossEntropy, Huber, SquaredError
-    from .model import Model, Sequential
+    from .model import Model
     from .optimizers import (
         SGD,
         Adam,
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         clip_grad_norm,
         clip_grad_value,
     )
+    from .sequential import Sequential
     from .training import History, evaluate, fit
 
 __all__ = [

@@ -26,11 +26,12 @@ def compiled(
 ) -> Program:
     """Write down all steps of a model for a batch of this shape.
 
-    The same walk as `Model._forward` and `Model._backward`, once for all runs.
+    The same walk as `Graph.forward` and `Graph.backward`, once for all runs.
     """
-    p = Program(shape, dtype, train, model._names, frozen)
-    p.output = len(model._steps)
-    shapes = model._shapes(shape[1:])
+    graph = model._graph
+    p = Program(shape, dtype, train, graph.names, frozen)
+    p.output = len(graph.steps)
+    shapes = graph.shapes(shape[1:])
     values: dict[int, Any] = {0: p.x}
     walked: list[tuple[Operation, Back]] = []
     for op in operations(model, train):
@@ -51,7 +52,7 @@ def compiled(
     for op, back in reversed(walked):
         if op.output not in of:
             continue  # nothing before it learns
-        wanted = [input_gradient or model._trained[i] for i in op.inputs]
+        wanted = [input_gradient or graph.trained[i] for i in op.inputs]
         if not any(wanted) and not any(layer.parameters for layer in op.layers):
             continue
         arriving = of.pop(op.output)

@@ -80,7 +80,8 @@ class Operation:
 def operations(model: Model, train: bool) -> list[Operation]:
     """Return what is to be run for a model, in order."""
     ops = [
-        Operation(step.layer, step.inputs, k + 1) for k, step in enumerate(model._steps)
+        Operation(step.layer, step.inputs, k + 1)
+        for k, step in enumerate(model._graph.steps)
     ]
     if not train:
         ops = _without_dropout(ops)
