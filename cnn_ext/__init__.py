@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from . import schedules, zoo
     from .callbacks import BestCheckpoint, Callback, CSVLog, EarlyStopping, StopOnNaN
     from .checkpoint import CheckpointError, load, save
+    from .clipping import clip_grad_norm, clip_grad_value
     from .layers import (
         ELU,
         GELU,
@@ -73,8 +74,6 @@ if TYPE_CHECKING:
         Adam,
         AdamW,
         RMSprop,
-        clip_grad_norm,
-        clip_grad_value,
     )
     from .sequential import Sequential
     from .training import History, evaluate, fit
@@ -156,9 +155,12 @@ __all__ = [
 # behind those that it needs.
 _LAZY = (
     "layers",
+    "graph",
     "model",
+    "sequential",
     "losses",
     "optimizers",
+    "clipping",
     "schedules",
     "checkpoint",
     "callbacks",

@@ -9,14 +9,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from cnn_ext.clipping import clip_grad_norm, clip_grad_value
 from cnn_ext.layers import Linear, Parameter, ReLU
 from cnn_ext.optimizers import (
     SGD,
     Adam,
     AdamW,
     RMSprop,
-    clip_grad_norm,
-    clip_grad_value,
 )
 from cnn_ext.sequential import Sequential
 
