@@ -18,6 +18,7 @@ from weight_gradient cimport gradient_of_weight, gradient_part, part_of, partial
 cdef enum:
     DEPTHWISE_ELEMENTS = 65536
     ROWS_BYTES = 256 << 10
+    NEAR_BYTES = 40 << 10
     SUMS_BYTES = 24 << 10
     IMAGE_BYTES = 1 << 20               # of an image that caches hold
     DOT_BYTES = 512 << 10               # of weights whose rows are dotted
@@ -86,6 +87,7 @@ cdef struct depthwise_job:
     const correlation *phase
     isize down, across
     isize rows_per_task, cols_per_task, row_tasks, col_tasks
+    isize some_channels                 # DEPTHWISE: that go through all rows of a task
     const char *weight                  # packed, and what lies behind it
     const char *bias
     const char *zeros
@@ -175,26 +177,40 @@ cdef inline const void *next_row(
 
 cdef inline void depthwise_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef const depthwise_job *w = <const depthwise_job *> job
+    cdef isize all = w.phase.groups * w.phase.depth, channel
+    if w.phase.algorithm == DEPTHWISE:
+        for channel in range(ceil_div(all, w.some_channels)):
+            depthwise_rows(w, task, scratch, channel * w.some_channels,
+                           min(w.some_channels, all - channel * w.some_channels))
+    else:
+        depthwise_rows(w, task, scratch, 0, all)
+
+
+cdef inline void depthwise_rows(
+    const depthwise_job *w, isize task, char *scratch, isize channel, isize channels
+) noexcept nogil:
     cdef isize j0 = task // w.row_tasks % w.col_tasks * w.cols_per_task
     cdef isize i0 = task % w.row_tasks * w.rows_per_task
     cdef isize n = task // w.row_tasks // w.col_tasks, i, p, g
     cdef isize group = packed_space_of(w.phase).group, outs = w.phase.outs
     cdef const correlation *c
     cdef cnn_depthwise d
-    d.channels, d.depth = w.phase.groups * w.phase.depth, w.phase.depth
+    cdef isize at = channel * w.kernels.itemsize
+    d.channels, d.depth = channels, w.phase.depth
     d.taps, d.zeros = w.phase.weight_taps, w.zeros
     for i in range(i0, min(i0 + w.rows_per_task, w.phase.dst.h)):
         for p in range(w.down * w.across):
             c = w.phase + p
             if i >= c.dst.h or j0 >= c.dst.w:
                 continue
-            find_row(&d, &c.taps, c.to, &c.src, n, 0, i, scratch)
+            find_row(&d, &c.taps, c.to, &c.src, n, channel, i, scratch)
             d.look = <const void **> scratch + d.rows
             d.first, d.last = j0, min(j0 + w.cols_per_task, c.dst.w)
             d.y_step = c.dst.step_w
             if c.algorithm == DEPTHWISE:
                 w.kernels.depthwise(
-                    &d, pixel(&c.dst, n, 0, i, j0), w.weight, w.bias, c.activation)
+                    &d, pixel(&c.dst, n, channel, i, j0), w.weight + at, w.bias + at,
+                    c.activation)
             elif c.algorithm == GROUPED:
                 w.kernels.grouped(
                     &d, pixel(&c.dst, n, 0, i, j0), w.weight, w.bias, c.activation)
@@ -240,8 +256,15 @@ cdef inline int correlate_depthwise(
                 c.to[c.order[t]] = t * s.tap
         space = max(space, row_space(&c.taps) + (
             CNN_GROUPED_SOME * c.taps.count * <isize> sizeof(void *)))
-    row = max(1, channels * phase.taps.sx * size * (phase.taps.rows + 1))
-    w.cols_per_task = even_share(phase.dst.w, max(16, ROWS_BYTES // row))
+    row = phase.taps.sx * size * (phase.taps.rows + 1)
+    w.cols_per_task = even_share(phase.dst.w, max(16, (
+        NEAR_BYTES if phase.algorithm == DEPTHWISE else ROWS_BYTES
+    ) // max(1, channels * row)))
+    w.some_channels = channels
+    if channels * w.cols_per_task * row > NEAR_BYTES:
+        w.some_channels = even_share(channels, max(64, NEAR_BYTES // (
+            w.cols_per_task * row)))
+        w.some_channels = ceil_div(w.some_channels, phase.kernels.lanes) * phase.kernels.lanes
     w.col_tasks = ceil_div(phase.dst.w, w.cols_per_task)
     w.rows_per_task = even_share(phase.dst.h, max(1, DEPTHWISE_ELEMENTS // (
         channels * w.cols_per_task * down * across)))
