@@ -1,10 +1,9 @@
 # The forward pass of a convolution, and of several that follow each other: a task takes
-# some images through all of them, so that what is between stays in its caches. Where all
-# images are one task's, there is none, and each convolution has tasks of its own.
+# some images through all of them, so that what is between stays in its caches.
 
 from correlate cimport correlation
 from geometry cimport conv_geometry, image
-from kernels cimport CNN_LINEAR, cnn_kernels, cnn_runtime, isize, kernels_for
+from kernels cimport CNN_LINEAR, cnn_runtime, isize, kernels_for
 from libc.stdlib cimport free
 from passes cimport correlate
 from taps cimport list_taps, make_tables, tap_tables
@@ -84,23 +83,9 @@ cdef inline image some_images(const image *all, isize first, isize count) noexce
     return i
 
 
-cdef struct addition:
-    const cnn_kernels *kernels
-    char *to
-    const char *residual
-    isize count
-    int activation
-
-
-cdef inline void addition_task(void *job, isize task, char *scratch) noexcept nogil:
-    cdef const addition *a = <const addition *> job
-    a.kernels.add(a.to, a.to, a.residual, a.count, a.activation)
-
-
 cdef inline void chain_task(void *job, isize task, char *scratch) noexcept nogil:
     cdef chain *w = <chain *> job
-    cdef isize n = w.links[0].sizes.n, size = w.x.itemsize
-    cdef addition a
+    cdef isize n = w.links[0].sizes.n, size = w.x.itemsize, values
     cdef image src = some_images(&w.x, task * n, n), dst
     cdef const link *now
     cdef int k, failed
@@ -120,20 +105,16 @@ cdef inline void chain_task(void *job, isize task, char *scratch) noexcept nogil
             return
         src = dst
     if w.residual != NULL:
-        a.kernels, a.to, a.count = kernels_for(w.runtime, size), dst.data, n * dst.step_n
-        a.residual, a.activation = w.residual + task * a.count * size, w.activation
-        failed = w.runtime.run(addition_task, &a, 1, 0, 2.0 * a.count)
-        if failed:
-            w.failed = failed
+        values = n * dst.step_n
+        kernels_for(w.runtime, size).add(
+            dst.data, dst.data, w.residual + task * values * size, values, w.activation)
 
 
 cdef inline int run_chain(chain *w) noexcept nogil:
     """Run all links on all images; 0, or how it failed."""
     cdef const conv_geometry *g
-    cdef isize tasks = w.x.n // w.links[0].sizes.n, space
     cdef double work = 0
-    cdef char *halves
-    cdef int k, failed = 0
+    cdef int k, failed
     w.between, w.failed = 0, 0
     for k in range(w.count):
         g = &w.links[k].sizes
@@ -141,13 +122,6 @@ cdef inline int run_chain(chain *w) noexcept nogil:
             w.between = max(w.between, g.n * g.k * g.out_h * g.out_w)
         work += <double> w.x.n * g.k * g.out_h * g.out_w * (g.c // g.groups * g.r * g.s)
     w.between = (w.between + 15) // 16 * 16
-    space = 2 * w.between * w.x.itemsize
-    if tasks > 1:
-        failed = w.runtime.run(chain_task, w, tasks, space, work)
-        return w.failed if w.failed else failed
-    halves = <char *> w.runtime.take(space)
-    if halves == NULL:
-        return -1
-    chain_task(w, 0, halves)
-    w.runtime.give(halves)
-    return w.failed
+    failed = w.runtime.run(
+        chain_task, w, w.x.n // w.links[0].sizes.n, 2 * w.between * w.x.itemsize, work)
+    return w.failed if w.failed else failed

