@@ -14,11 +14,13 @@ from libc.string cimport memcpy, memset
 from weight_gradient cimport gradient_of_weight, gradient_part, part_of, partial_sums
 
 # Elements that a task makes, about; bytes of the rows that its taps look at, which
-# stay in the second-level cache; bytes of a gradient's sums, in the first-level one.
+# stay in the second-level cache, or, where all images are in that, in the first-level
+# one; bytes of a gradient's sums, in the first-level one.
 cdef enum:
     DEPTHWISE_ELEMENTS = 65536
     ROWS_BYTES = 256 << 10
-    NEAR_BYTES = 40 << 10
+    NEAR_ROWS_BYTES = 40 << 10
+    NEAR_BYTES = 3 << 19
     SUMS_BYTES = 24 << 10
     IMAGE_BYTES = 1 << 20               # of an image that caches hold
     DOT_BYTES = 512 << 10               # of weights whose rows are dotted
@@ -224,6 +226,17 @@ cdef inline void depthwise_rows(
                         w.bias + g * outs * w.kernels.itemsize, c.activation)
 
 
+cdef inline bint is_near(const correlation *c, isize phases) noexcept nogil:
+    """Whether the second-level cache holds all images, before and after.
+
+    Then the first-level one is worth more blocks of channels and columns (MobileNetV2's
+    layers of one image take 0.9 of the time); from afar longer pieces come faster (64
+    channels of 112x112, stride 2, 8 images: 0.85).
+    """
+    return c.algorithm == DEPTHWISE and c.kernels.itemsize * c.src.n * (
+        c.src.c * c.src.h * c.src.w + c.dst.c * c.dst.h * c.dst.w * phases) <= NEAR_BYTES
+
+
 cdef inline int correlate_depthwise(
     const cnn_runtime *runtime, correlation *phase, isize down, isize across,
     const char *packed,
@@ -235,7 +248,7 @@ cdef inline int correlate_depthwise(
     cdef depthwise_job w
     cdef correlation *c
     cdef isize size = phase.kernels.itemsize, taps = phase.weight_taps
-    cdef isize channels = phase.groups * phase.depth, p, t, space = 0, row
+    cdef isize channels = phase.groups * phase.depth, p, t, space = 0, row, near
     cdef packed_space s = packed_space_of(phase)
     cdef isize tables = aligned(down * across * taps * <isize> sizeof(isize))
     cdef isize *at = <isize *> runtime.take(
@@ -257,14 +270,13 @@ cdef inline int correlate_depthwise(
         space = max(space, row_space(&c.taps) + (
             CNN_GROUPED_SOME * c.taps.count * <isize> sizeof(void *)))
     row = phase.taps.sx * size * (phase.taps.rows + 1)
-    w.cols_per_task = even_share(phase.dst.w, max(16, (
-        NEAR_BYTES if phase.algorithm == DEPTHWISE else ROWS_BYTES
-    ) // max(1, channels * row)))
+    near = NEAR_ROWS_BYTES if is_near(phase, down * across) else ROWS_BYTES
+    w.cols_per_task = even_share(
+        phase.dst.w, max(16, near // max(1, channels * row)))
     w.some_channels = channels
-    if channels * w.cols_per_task * row > NEAR_BYTES:
-        w.some_channels = even_share(channels, max(64, NEAR_BYTES // (
-            w.cols_per_task * row)))
-        w.some_channels = ceil_div(w.some_channels, phase.kernels.lanes) * phase.kernels.lanes
+    if channels * w.cols_per_task * row > near:
+        w.some_channels = ceil_div(even_share(channels, max(64, near // (
+            w.cols_per_task * row))), phase.kernels.lanes) * phase.kernels.lanes
     w.col_tasks = ceil_div(phase.dst.w, w.cols_per_task)
     w.rows_per_task = even_share(phase.dst.h, max(1, DEPTHWISE_ELEMENTS // (
         channels * w.cols_per_task * down * across)))
