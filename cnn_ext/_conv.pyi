@@ -17,9 +17,7 @@ def conv2d(
     prepared: _Array | None = None,
 ) -> None: ...
 def conv2d_chain(
-    links: tuple[
-        tuple[Sequence[int], _Array, _Array | None, int, _Array | None], ...
-    ],
+    links: tuple[tuple[Sequence[int], _Array, _Array | None, int, _Array | None], ...],
     x: _Array,
     y: _Array,
     residual: _Array | None = None,
