@@ -34,6 +34,23 @@ static inline unsigned FN(bits_of)(isize from, isize to)
     return (1u << to) - (1u << (from < to ? from : to));
 }
 
+/* Ask the second-level cache for what the next row reads first, and writes, of n lanes */
+BODY FN(fetch_row)(const cnn_depthwise *g, const REAL *y, isize p, isize c,
+                   const int stride)
+{
+    const REAL *x = (const REAL *)g->x[g->rows - 1] + g->x_ahead;
+    x += (p * stride + g->dx[0]) * g->x_step + c;
+    y += g->y_ahead + c;
+    UNROLL for (int i = 0; i < SOME; i++) {
+        __builtin_prefetch(y, 0, 2);
+        y = FN(at)(y + g->y_step);
+    }
+    UNROLL for (int q = 0; q < SOME * stride; q++) {
+        __builtin_prefetch(x, 0, 2);
+        x = FN(at)(x + g->x_step);
+    }
+}
+
 /* y = bias + sum over taps of x * weight for SOME outputs from p on (`todo` of them
  * are there) and n lanes */
 BODY FN(depthwise_near)(const cnn_depthwise *g, REAL *y, const REAL *weight,
@@ -44,6 +61,7 @@ BODY FN(depthwise_near)(const cnn_depthwise *g, REAL *y, const REAL *weight,
     isize step = g->x_step, left = p * stride + g->dx[0];
     unsigned inside = FN(bits_of)(-left, g->width - left);
     VEC acc[SOME], w[7];
+    if (g->x_ahead && g->rows > 0) FN(fetch_row)(g, y, p, c, stride);
     UNROLL for (int i = 0; i < SOME; i++)
         acc[i] = bias ? FN(load)(bias + c) : (VEC){0};
     for (isize r = 0; r < g->rows; r++) {
@@ -75,6 +93,7 @@ BODY FN(depthwise_gradient_near)(const cnn_depthwise *g, REAL *sums,
     isize step = g->x_step, left = p * stride + g->dx[0];
     unsigned inside = FN(bits_of)(-left, g->width - left);
     VEC error[SOME];
+    if (g->x_ahead && g->rows > 0) FN(fetch_row)(g, grad_y, p, c, stride);
     UNROLL for (int i = 0; i < SOME; i++)
         error[i] = whole || i < todo
                        ? FN(load_lanes)(grad_y + i * g->y_step + c, 1, n)
