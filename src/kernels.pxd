@@ -62,6 +62,7 @@ cdef extern from "table.h" nogil:
         const void *zeros
         const void **look
         const void *next
+        isize x_ahead, y_ahead
 
     cdef enum:
         CNN_GROUPED_SOME

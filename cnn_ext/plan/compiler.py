@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnn_ext.plan.fusion import Operation, operations
-from cnn_ext.plan.operators import Back, added, write
+from cnn_ext.plan.fusion import Operation, chains, operations
+from cnn_ext.plan.operators import Back, added, chained, write
 from cnn_ext.plan.program import Program, Slot, Value
 
 if TYPE_CHECKING:
@@ -34,9 +34,17 @@ def compiled(
     shapes = graph.shapes(shape[1:])
     values: dict[int, Any] = {0: p.x}
     walked: list[tuple[Operation, Back]] = []
-    for op in operations(model, train):
-        values[op.output], back = write(p, op, [values[i] for i in op.inputs])
-        walked.append((op, back))
+    ops = operations(model, train)
+    for run in chains(ops) if frozen else [[op] for op in ops]:
+        if len(run) > 1:
+            inputs = [values[i] for i in (run[0].inputs[0], *run[-1].inputs[1:])]
+            y = chained(p, run, inputs)
+            if y is not None:
+                values[run[-1].output] = y
+                continue
+        for op in run:
+            values[op.output], back = write(p, op, [values[i] for i in op.inputs])
+            walked.append((op, back))
     y = values[p.output]
     p.y = y if isinstance(y, Slot) else _result(p, y)
     if not train:

@@ -154,6 +154,9 @@ typedef struct {
     const void **look;
     /* dots: column 0 of the row that the next outputs will read first, or NULL */
     const void *next;
+    /* depthwise: elements from the last row of taps, and from the row of outputs, to
+       those that are asked for meanwhile; or 0 */
+    isize x_ahead, y_ahead;
 } cnn_depthwise;
 
 /* rows x cols outputs of one plane; CNN_PLANE_HIGH rows are made at a time, so that x has as
