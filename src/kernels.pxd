@@ -51,6 +51,8 @@ cdef extern from "table.h" nogil:
         const void *next
         isize next_step, next_lines
         void *keep
+        isize a_row, c_row
+        int c_far
 
     ctypedef struct cnn_depthwise:
         isize rows, cols
@@ -109,6 +111,10 @@ cdef extern from "table.h" nogil:
         tile_kernel run
         isize rest
         tile_kernel run_rest
+
+    ctypedef struct cnn_even_kernel:
+        isize rows
+        tile_kernel run
 
     ctypedef struct cnn_winograd:
         isize rows, cols, out_rows, out_cols, tap_rows, tap_cols
@@ -180,6 +186,7 @@ cdef extern from "table.h" nogil:
         isize low_rows
         tile_kernel keeping_tile, keeping_low_tile
         const cnn_flat_kernel *flat_tile
+        const cnn_even_kernel *even_tile
         void (*transpose)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*copy)(
