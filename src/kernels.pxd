@@ -368,6 +368,28 @@ cdef inline void run_tile(
         kernels.tile[width // kernels.lanes - 1](q)
 
 
+cdef inline void run_even(
+    const cnn_kernels *kernels, cnn_tile *q, isize width
+) noexcept nogil:
+    """Rows at constant distances: whole tiles at once, the others by their pointers."""
+    cdef const cnn_even_kernel *even = kernels.even_tile + (width // kernels.lanes - 1)
+    cdef isize rest = q.rows % even.rows
+    q.rows -= rest
+    if q.rows > 0:
+        even.run(q)
+        q.next = NULL
+    while rest > 0:
+        q.a += q.rows
+        q.c += q.rows
+        if width == 3 * kernels.lanes:
+            q.rows = rest
+            kernels.low_tile(q)
+        else:
+            q.rows = min(rest, kernels.mr)
+            run_tile(kernels, q, width)
+        rest -= q.rows
+
+
 cdef inline const cnn_kernels *kernels_for(
     const cnn_runtime *runtime, isize itemsize
 ) noexcept nogil:

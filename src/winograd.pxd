@@ -12,8 +12,8 @@ from boxes cimport box, box_at, box_pixels, halve
 from correlate cimport bias_panel, correlation, move_pixels, panel, width_of
 from geometry cimport ceil_div, even_share, pixel
 from kernels cimport (
-    CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_even_kernel, cnn_runtime, cnn_tile,
-    cnn_winograd, isize, run_tile,
+    CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_runtime, cnn_tile, cnn_winograd,
+    isize, run_even,
 )
 from winograd_patches cimport (
     count_patches, cut_patches, phase, phase_of, phases_across, phases_down, points_of,
@@ -130,30 +130,20 @@ cdef inline void multiply_point(
     const correlation *c, product_part *part, isize width
 ) noexcept nogil:
     """V[patches x depth] . U[depth x width] -> products, at one point."""
-    cdef const cnn_even_kernel *even = (
-        c.kernels.even_tile + (width // c.kernels.lanes - 1))
     cdef cnn_tile *q = &part.q
-    cdef isize rows = even.rows, p = 0
-    cdef bint low = width == 3 * c.kernels.lanes
+    cdef isize p = 0, rows, tile = c.kernels.even_tile[width // c.kernels.lanes - 1].rows
     q.cols = q.b_step = width
     while p < part.patches:
+        rows = part.patches - p
         q.next, q.next_lines = NULL, 0
         if part.ahead_tiles > 0:
+            rows = min(rows, tile)
             q.next, q.next_lines = part.ahead, q.depth
             part.ahead += part.ahead_step
             part.ahead_tiles -= 1
-        q.a = part.a + p
-        q.c = part.products + p
-        q.rows = part.patches - p
-        if q.rows >= rows:
-            q.rows = rows if q.next != NULL else q.rows // rows * rows
-            even.run(q)
-        elif low:
-            c.kernels.low_tile(q)
-        else:
-            q.rows = min(q.rows, c.kernels.mr)
-            run_tile(c.kernels, q, width)
-        p += q.rows
+        q.a, q.c, q.rows = part.a + p, part.products + p, rows
+        run_even(c.kernels, q, width)
+        p += rows
 
 
 cdef inline void store_outputs(

@@ -58,17 +58,16 @@ static void TILE(const cnn_tile *q)
 #ifdef KEEPS
     REAL *kept = q->keep;
 #endif
-    const isize depth = q->depth, cols = EVEN ? NV * LANES : q->cols;
+    const isize depth = q->depth, cols = q->cols;
     const int whole = cols == NV * LANES;
-#if EVEN
+#if EVEN || FLAT && NV > 1
     const char *next = q->next;
+    const isize next_step = CACHE_LINE;
+#endif
+#if EVEN
     isize ahead = q->next_lines;
 #elif FLAT && NV > 1
-    const char *next = q->next;
     const isize fetched = q->next_lines < depth ? q->next_lines : depth;
-#endif
-#if EVEN || FLAT
-    const isize next_step = CACHE_LINE;
 #endif
     for (isize first = 0; first < (FLAT || EVEN ? q->rows : 1); first += ROWS) {
         const isize rows = q->rows - first;
