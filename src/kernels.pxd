@@ -373,21 +373,22 @@ cdef inline void run_even(
 ) noexcept nogil:
     """Rows at constant distances: whole tiles at once, the others by their pointers."""
     cdef const cnn_even_kernel *even = kernels.even_tile + (width // kernels.lanes - 1)
-    cdef isize rest = q.rows % even.rows
-    q.rows -= rest
-    if q.rows > 0:
+    cdef const void *const *a = q.a
+    cdef void *const *c = q.c
+    cdef isize rows = q.rows, done = rows // even.rows * even.rows
+    if done > 0:
+        q.rows = done
         even.run(q)
         q.next = NULL
-    while rest > 0:
-        q.a += q.rows
-        q.c += q.rows
+    while done < rows:
+        q.a, q.c, q.rows = a + done, c + done, rows - done
         if width == 3 * kernels.lanes:
-            q.rows = rest
             kernels.low_tile(q)
         else:
-            q.rows = min(rest, kernels.mr)
+            q.rows = min(q.rows, kernels.mr)
             run_tile(kernels, q, width)
-        rest -= q.rows
+        done += q.rows
+    q.a, q.c, q.rows = a, c, rows
 
 
 cdef inline const cnn_kernels *kernels_for(

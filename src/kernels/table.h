@@ -59,8 +59,7 @@ typedef struct {
 } cnn_tile;
 
 /* The same for whole tiles, whose rows lie at constant distances from a[0] and c[0]: any
- * number of them, `rows` at a time. One batch; a_step is 1, and rows of B are as wide as
- * the tile. */
+ * number of them, `rows` at a time; one batch. */
 typedef struct {
     isize rows;
     void (*run)(const cnn_tile *);

@@ -24,7 +24,7 @@
 #define TILE_BEGIN                                                                \
     UNROLL for (int i = 1; i < OF_BASE; i++) __asm__("" : "+r"(offset[i]));       \
     UNROLL for (int i = 0; i < BASES; i++) __asm__("" : "+r"(base[i]));
-#define TILE_END UNROLL for (int i = 0; i < BASES; i++) base[i] += sizeof(REAL);
+#define TILE_END UNROLL for (int i = 0; i < BASES; i++) base[i] += a_step;
 #else
 #define A_VALUE(I, AT) a[I][AT]
 #define TILE_BEGIN
@@ -104,7 +104,8 @@ static void TILE(const cnn_tile *q)
 #if EVEN
         /* C[ROWS x NR] += A[ROWS x depth] . B[depth x NR] */
         const REAL *a = (const REAL *)*q->a + q->a_from + first * q->a_row, *b = q->b;
-        const isize b_step = NV * LANES, fetched = ahead < depth ? ahead : depth;
+        const isize a_step = q->a_step * (isize)sizeof(REAL), b_step = q->b_step;
+        const isize fetched = ahead < depth ? ahead : depth;
         isize offset[OF_BASE], k = 0;
         const char *base[BASES];
         UNROLL for (int i = 1; i < OF_BASE; i++)
