@@ -13,7 +13,7 @@ from correlate cimport bias_panel, correlation, move_pixels, panel, width_of
 from geometry cimport ceil_div, even_share, pixel
 from kernels cimport (
     CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_runtime, cnn_tile, cnn_winograd,
-    isize, run_tile,
+    isize, run_even,
 )
 from winograd_patches cimport (
     count_patches, cut_patches, phase, phase_of, phases_across, phases_down, points_of,
@@ -122,6 +122,7 @@ cdef inline product_part begin_products(
     part.q.a_at = NULL
     part.q.batches, part.q.depth = 1, c.depth_now
     part.q.a_next, part.q.a_step = 0, 1
+    part.q.a_row, part.q.c_row, part.q.c_far = w.channels, w.products_row, 0
     return part
 
 
@@ -130,24 +131,19 @@ cdef inline void multiply_point(
 ) noexcept nogil:
     """V[patches x depth] . U[depth x width] -> products, at one point."""
     cdef cnn_tile *q = &part.q
-    cdef isize rows = c.kernels.mr, p
-    cdef bint low = width == 3 * c.kernels.lanes
-    if low:
-        rows = c.kernels.low_rows
+    cdef isize p = 0, rows, tile = c.kernels.even_tile[width // c.kernels.lanes - 1].rows
     q.cols = q.b_step = width
-    for p in range(ceil_div(part.patches, rows)):
-        q.next = NULL
+    while p < part.patches:
+        rows = part.patches - p
+        q.next, q.next_lines = NULL, 0
         if part.ahead_tiles > 0:
-            q.next = part.ahead
+            rows = min(rows, tile)
+            q.next, q.next_lines = part.ahead, q.depth
             part.ahead += part.ahead_step
             part.ahead_tiles -= 1
-        q.a = part.a + p * rows
-        q.c = part.products + p * rows
-        q.rows = min(rows, part.patches - p * rows)
-        if low:
-            c.kernels.low_tile(q)
-        else:
-            run_tile(c.kernels, q, width)
+        q.a, q.c, q.rows = part.a + p, part.products + p, rows
+        run_even(c.kernels, q, width)
+        p += rows
 
 
 cdef inline void store_outputs(

@@ -10,7 +10,7 @@ from correlate cimport aligned, clear_behind
 from geometry cimport ceil_div, even_share
 from kernels cimport (
     CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_runtime, cnn_tile, cnn_winograd,
-    isize, run_tile,
+    isize, run_even,
 )
 from weight_gradient cimport (
     filters_at, gradient_of_weight, gradient_part, part_of, partial_sums,
@@ -194,7 +194,7 @@ cdef inline void winograd_gradient_task(
     cdef const gradient_of_weight *w = <const gradient_of_weight *> job
     cdef const cnn_kernels *kernels = w.kernels
     cdef const cnn_winograd *g = w.winograd
-    cdef isize size = kernels.itemsize, mr = kernels.mr, taps = w.taps.count
+    cdef isize size = kernels.itemsize, taps = w.taps.count
     cdef gradient_part part = part_of(w, task)
     cdef winograd_gradient_space s = winograd_gradient_space_of(
         w, part.channels, part.filters)
@@ -214,7 +214,8 @@ cdef inline void winograd_gradient_task(
     q.activation, q.next = CNN_LINEAR, NULL
     q.a_at = NULL
     q.batches = 1
-    q.a_next, q.a_step = 0, whole_vectors(w, part.channels)
+    q.a_next, q.a_step, q.a_row = 0, whole_vectors(w, part.channels), 1
+    q.a, q.c, q.c_far, q.next_lines = a, c, 1, 0
     for b in range(first, (part.chunk + 1) * boxes(&w.grid) // w.chunks):
         if w.interrupted():
             return
@@ -248,11 +249,8 @@ cdef inline void winograd_gradient_task(
                 q.c_move = 0
                 for row in range(s.rows):
                     c[row] = sums + row * width * size
-                for row in range(s.rows // mr):
-                    q.a = a + row * mr
-                    q.c = c + row * mr
-                    q.rows = min(mr, part.channels - row * mr)
-                    run_tile(kernels, &q, width)
+                q.c_row, q.rows = width, part.channels
+                run_even(kernels, &q, width)
                 sums += s.rows * width * size
                 f += width
     # sums[point][block][channel][filter] -> taps[block][tap][channel][filter]

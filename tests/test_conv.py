@@ -158,6 +158,27 @@ def test_few_channels(case, dtype, kernel_set):
         check(replace(case, setting=setting))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [  # some tiles of rows at constant distances, and rows that fill none
+        ConvCase(2, 18, 9, 13, 24, 1, 1),
+        ConvCase(1, 33, 40, 33, 48, 1, 1, 2),
+        ConvCase(3, 16, 7, 15, 17, 1, 1, bias=False),
+        ConvCase(1, 300, 15, 16, 80, 1, 1),
+        ConvCase(2, 64, 6, 14, 96, 1, 1, (1, 2), groups=2),
+        ConvCase(1, 40, 16, 29, 16, 1, 1, padding=1),
+        ConvCase(1, 16, 57, 58, 16, 3, 3, padding=1),
+        ConvCase(2, 48, 30, 26, 48, 3, 3, padding=1),
+        ConvCase(3, 34, 21, 22, 50, 3, 3),
+    ],
+    ids=lambda case: f"{case.c}-{case.k}-{case.r}x{case.s}",
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_at_constant_distances(case, dtype, kernel_set):
+    setting = cases.Setting(dtype, ("channels_last",) * 2, False, kernel_set)
+    check(replace(case, setting=setting))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["3x3 same", "groups", "depthwise", "no images"])

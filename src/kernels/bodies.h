@@ -59,6 +59,29 @@
 #define TILE FN(flat_tile4)
 #include "tile.h"
 #undef FLAT
+#undef ROWS
+#undef EVEN
+#define EVEN 1
+#define ROWS EVEN_ROWS_1
+#define NV 1
+#define TILE FN(even_tile1)
+#include "tile.h"
+#undef ROWS
+#define ROWS MR
+#define NV 2
+#define TILE FN(even_tile2)
+#include "tile.h"
+#undef ROWS
+#define ROWS LOW_ROWS
+#define NV 3
+#define TILE FN(even_tile3)
+#include "tile.h"
+#undef EVEN
+static const cnn_even_kernel FN(even_tiles)[] = {
+    {EVEN_ROWS_1, FN(even_tile1)},
+    {MR, FN(even_tile2)},
+    {LOW_ROWS, FN(even_tile3)},
+};
 static const cnn_flat_kernel FN(flat_tiles)[] = {
     {MR, FN(flat_tile1), MR / 2, FN(flat_rest1)},
     {MR, FN(flat_tile2), MR / 2, FN(flat_rest2)},
@@ -222,6 +245,7 @@ static const cnn_kernels FN(kernels) = {
     .keeping_low_tile = FN(keeping_low_tile),
     .low_rows = LOW_ROWS,
     .flat_tile = FN(flat_tiles),
+    .even_tile = FN(even_tiles),
     .plane_tile = FN(plane_tiles),
     .dot_tile = FN(dot_tiles),
     .gradient_tile = FN(gradient_tiles),
