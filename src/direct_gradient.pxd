@@ -17,10 +17,12 @@ from weight_gradient cimport (
     store_weights, whole_vectors,
 )
 
-# Bounds of scratch memory, in bytes: a task's sums, and its copies.
+# Bounds of scratch memory, in bytes: a task's sums, and its copies. The pixels of few
+# channels that a box reads.
 cdef enum:
     SUM_BYTES = 640 << 10
     COPY_BYTES = 1 << 20
+    FEW_BYTES = 16 << 10
 
 
 # What a task's scratch holds, in bytes from its start.
@@ -51,8 +53,13 @@ cdef inline void clip(
     isize d_max, isize size,
 ) noexcept nogil:
     """The outputs in [from_, to) for which one of the taps lies in the image."""
-    first[0] = max(from_, ceil_div(max(0, -d_max), stride))
-    end[0] = min(to, (size - 1 - d_min) // stride + 1) if size > d_min else 0
+    first[0] = max(0, -d_max)
+    end[0] = max(0, size - d_min)
+    if stride > 1:              # divisions tell where tiles are short
+        first[0] = ceil_div(first[0], stride)
+        end[0] = ceil_div(end[0], stride)
+    first[0] = max(first[0], from_)
+    end[0] = min(end[0], to)
     if end[0] < first[0]:
         first[0] = end[0] = from_
 
@@ -86,18 +93,18 @@ cdef inline cnn_lines lines_of(
 
 # How the rows of a product are cut into tiles.
 cdef struct tile_cut:
-    isize rows, vectors                 # of a tile
+    isize rows, vectors                 # of a tile, at most
 
 
 cdef inline tile_cut cut_rows(
     const cnn_kernels *kernels, isize rows, isize row_step, isize width, bint again
 ) noexcept nogil:
-    """Tiles for rows `row_step` apart, `width` columns; the last may be lower.
+    """Tiles for rows `row_step` apart, `width` columns.
 
     again: whether the rows' pixels are in the first cache, being read by many tiles.
     """
     cdef tile_cut t
-    cdef isize most = kernels.gradient_rows[1], even, rest
+    t.rows = kernels.gradient_rows[1]
     t.vectors = width // kernels.lanes
     # rows side by side are operands of the products themselves where the kernel set
     # says so: one vector is as quick then, from fewer instructions, which tells where
@@ -106,18 +113,21 @@ cdef inline tile_cut cut_rows(
     if row_step == 1 and (
             t.vectors == 1 or again and 0 < kernels.gradient_single <= rows):
         t.vectors = 1
-        most = kernels.gradient_rows[0]
-    # the highest tiles and a low one, or all about equally high, whichever computes
-    # fewer rows (64 are 4 * 14 + 8, not 5 * 14); fewer than 8 sums take as long as 8
-    even = ceil_div(rows, ceil_div(rows, most))
-    even += even % 2
-    rest = rows % most
-    if rest > 0:
-        rest = max(rest + rest % 2, 8 // t.vectors)
-    t.rows = most
-    if ceil_div(rows, most) * even <= rows // most * most + rest:
-        t.rows = even
+        t.rows = kernels.gradient_rows[0]
     return t
+
+
+cdef inline isize tile_rows(const tile_cut *tile, isize left) noexcept nogil:
+    """Rows of the tile that has `left` of them before it, an even number but the last.
+
+    All are about as high (32 are 12 + 10 + 10): the few sums of a low one would take as
+    long as 8.
+    """
+    cdef isize rows
+    if left <= tile.rows:
+        return left
+    rows = ceil_div(left, ceil_div(left, tile.rows))
+    return rows + rows % 2
 
 
 cdef inline isize tile_width(
@@ -147,7 +157,7 @@ cdef inline void run_tiles(
     cdef isize vector = tile.vectors * kernels.lanes
     q.cols, q.c_step = vector, width
     while row < rows:
-        q.rows = min(tile.rows, rows - row)
+        q.rows = tile_rows(&tile, rows - row)
         q.a = a + row * q.a_row * size
         if w.padded:
             clip(&i0, &i1, where.i0, where.i1, taps.sy, taps.dy[tap], taps.dy[tap],
@@ -377,8 +387,17 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
         w.row_channels = 2 * kernels.gradient_rows[0]
     # a block's errors stay in the first cache, row tile by row tile; with the channels
     # of one tap, which come from further away, rather half of it (float64 1x1
-    # 256->512, stride 2: 51 to 59 GFLOP/s; but planes are read by runs of pixels)
-    most = 128 if w.taps.count == 1 and not (w.x_lies and w.x.step_c != 1) else 256
+    # 256->512, stride 2: 51 to 59 GFLOP/s; but planes are read by runs of pixels).
+    # Wide images of few channels: some more rows than the kernel's, for each box copies
+    # those again (channels-last 3->64 of 224x224 140 to 153, 8->16 of 112x112 154 to 162;
+    # but copies of errors are better small: 3->16 of 640x480 91 to 74)
+    most = 256
+    if w.taps.count > 1 and w.errors_lie:
+        most = max(most, min(
+            (w.taps.rows + 1) * w.grad_y.w,
+            FEW_BYTES // (w.row_channels * w.taps.sy * w.taps.sx * size)))
+    elif w.taps.count == 1 and not (w.x_lies and w.x.step_c != 1):
+        most = 128
     w.grid = cut(w.grad_y.n, w.grad_y.h, w.grad_y.w, min(max(pixels // 8, 64), most))
     while copies_bytes(w) > COPY_BYTES:
         if not halve(&w.grid, 16):
