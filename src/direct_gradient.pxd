@@ -107,11 +107,13 @@ cdef inline tile_cut cut_rows(
     t.rows = kernels.gradient_rows[1]
     t.vectors = width // kernels.lanes
     # rows side by side are operands of the products themselves where the kernel set
-    # says so: one vector is as quick then, from fewer instructions, which tells where
-    # cores are shared (cq1 0.97 to 1.01 of a peer); but each row is read twice (pixels
-    # of a 1x1 kernel: 10 % slower)
+    # says so. If they fit one tile of one vector, fewer instructions do as much, which
+    # tells where cores are shared (cq1 133 to 142 GFLOP/s); but each row is read twice
+    # (1x1: 10 % slower), and many rows are better read once, by two vectors (3x3,
+    # stride 2, 128->128 141 to 147, float64 61 to 73; 512->512 of 4x4 68 to 96)
     if row_step == 1 and (
-            t.vectors == 1 or again and 0 < kernels.gradient_single <= rows):
+            t.vectors == 1
+            or again and 0 < kernels.gradient_single <= rows < kernels.gradient_rows[0]):
         t.vectors = 1
         t.rows = kernels.gradient_rows[0]
     return t
