@@ -4,7 +4,7 @@
 # transformed weights (U) in the tile kernel, point by point, and the products are
 # transformed back. Tasks that share a box's patches share V, too.
 #
-# U is 4 times as large as the weights of 3x3 taps. Where few tasks use it, each
+# U is 4 times as large as the weights of 3x3 taps, or more. Where few tasks use it, each
 # transforms what it needs of it (c.fused), a chunk of channels at a time that stays in
 # the second-level cache; else U is made once, in memory.
 
@@ -17,6 +17,7 @@ from kernels cimport (
 )
 from winograd_patches cimport (
     count_patches, cut_patches, phase, phase_of, phases_across, phases_down, points_of,
+    summed_at_once,
 )
 from winograd_values cimport (
     TOGETHER, in_place, outputs_of, patch_end, transform_patches, winograd_shared_bytes,
@@ -125,14 +126,45 @@ cdef inline product_part begin_products(
     return part
 
 
+cdef inline void multiply_tile(
+    const correlation *c, const cnn_tile *q, isize width
+) noexcept nogil:
+    if width == 3 * c.kernels.lanes:
+        c.kernels.low_tile(q)
+    else:
+        run_tile(c.kernels, q, width)
+
+
+cdef inline void multiply_parts(
+    const correlation *c, cnn_tile *q, isize width, isize some
+) noexcept nogil:
+    """One tile, the sum over some channels at a time, each from zero, then added.
+
+    Products in place take no more channels than the first part has read.
+    """
+    cdef isize depth = q.depth, from_here = q.a_from, first = 0
+    cdef int start = q.start
+    cdef const char *b = <const char *> q.b
+    while first < depth:
+        q.depth = min(some, depth - first)
+        multiply_tile(c, q, width)
+        first += q.depth
+        q.a_from += q.depth
+        q.b = b + first * width * c.kernels.itemsize
+        if q.next != NULL:
+            q.next = <const char *> q.next + q.depth * CACHE_LINE
+        q.start = CNN_ADD
+    q.depth, q.a_from, q.b, q.start = depth, from_here, b, start
+
+
 cdef inline void multiply_point(
     const correlation *c, product_part *part, isize width
 ) noexcept nogil:
     """V[patches x depth] . U[depth x width] -> products, at one point."""
     cdef cnn_tile *q = &part.q
     cdef isize rows = c.kernels.mr, p
-    cdef bint low = width == 3 * c.kernels.lanes
-    if low:
+    cdef isize some = even_share(q.depth, summed_at_once(c.winograd))
+    if width == 3 * c.kernels.lanes:
         rows = c.kernels.low_rows
     q.cols = q.b_step = width
     for p in range(ceil_div(part.patches, rows)):
@@ -144,10 +176,10 @@ cdef inline void multiply_point(
         q.a = part.a + p * rows
         q.c = part.products + p * rows
         q.rows = min(rows, part.patches - p * rows)
-        if low:
-            c.kernels.low_tile(q)
+        if some < q.depth:
+            multiply_parts(c, q, width, some)
         else:
-            run_tile(c.kernels, q, width)
+            multiply_tile(c, q, width)
 
 
 cdef inline void store_outputs(
