@@ -17,8 +17,8 @@ from weight_gradient cimport (
     store_weights, whole_vectors,
 )
 from winograd_patches cimport (
-    cut_patches, error_taps, fill_phase, patch_taps, phase, phase_of, phases_across,
-    points_of,
+    count_patches, cut_patches, error_taps, fill_phase, patch_taps, phase, phase_of,
+    phases_across, points_of,
 )
 
 
@@ -274,14 +274,18 @@ cdef inline void winograd_gradient_task(
 
 cdef inline void plan_winograd_gradient(gradient_of_weight *w) noexcept nogil:
     """Choose parts and boxes of patches from the geometry alone."""
-    cdef isize points = points_of(w.winograd), most
+    cdef isize points = points_of(w.winograd), most, patches, room
     # the sums at all points stay in the second-level cache (1.2 MB at most)
     most = max(64, 64 * 36 // points)
     w.some_filters = even_share(w.filters, most)
     if w.some_filters < w.filters:
         w.some_filters = ceil_div(w.some_filters, w.block) * w.block
     w.some_channels = even_share(w.channels, min(128, 64 * 128 * 36 // (points * most)))
-    w.grid = cut_patches(
-        w.winograd, &w.taps, &w.grad_y, min(64, 64 * 36 // points))
+    # V and Q stay there, too. 36 patches at 64 points often make boxes of 20, the depth
+    # of the tiles: where there is room for more (16->32, 24x240: 0.9 of the time)
+    room = 64 * 36 * (64 + 128) // (points * (w.some_channels + w.some_filters))
+    patches = count_patches(w.winograd, &w.taps, &w.grad_y)
+    w.grid = cut_patches(w.winograd, &w.taps, &w.grad_y, min(64, max(
+        64 * 36 // points, min(48, room, patches // 8))))
     w.part_size = (
         w.some_channels * w.taps.count * whole_vectors(w, w.some_filters))

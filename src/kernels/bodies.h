@@ -217,11 +217,24 @@ static const cnn_dot_kernel FN(dot_tiles)[] = {
 #define TALL 1
 #define WIDE 1
 #include "winograd.h"
+#define W(name) FN(name##_3x3_large)
+#define P 8
+#define R 3
+#define TALL 1
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_3x3_middle)
+#define P 7
+#define R 3
+#define TALL 1
+#define WIDE 1
+#include "winograd.h"
 static const cnn_winograd *const FN(winograd)[] = {
     &FN(winograd_3x3), &FN(winograd_5x5), &FN(winograd_1x3), &FN(winograd_3x1),
     &FN(winograd_1x5), &FN(winograd_5x1), &FN(winograd_1x7), &FN(winograd_7x1),
     &FN(winograd_1x3_small), &FN(winograd_3x1_small), &FN(winograd_5x5_large),
-    &FN(winograd_1x7_large), &FN(winograd_7x1_large), 0,
+    &FN(winograd_1x7_large), &FN(winograd_7x1_large),
+    &FN(winograd_3x3_large), &FN(winograd_3x3_middle), 0,
 };
 #define WINOGRAD FN(winograd)
 #else
