@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from . import schedules, zoo
     from .callbacks import BestCheckpoint, Callback, CSVLog, EarlyStopping, StopOnNaN
     from .checkpoint import CheckpointError, load, save
+    from .clipping import clip_grad_norm, clip_grad_value
     from .layers import (
         ELU,
         GELU,
@@ -67,15 +68,14 @@ if TYPE_CHECKING:
         Upsample,
     )
     from .losses import BCEWithLogits, CrossEntropy, Huber, SquaredError
-    from .model import Model, Sequential
+    from .model import Model
     from .optimizers import (
         SGD,
         Adam,
         AdamW,
         RMSprop,
-        clip_grad_norm,
-        clip_grad_value,
     )
+    from .sequential import Sequential
     from .training import History, evaluate, fit
 
 __all__ = [
@@ -155,9 +155,12 @@ __all__ = [
 # behind those that it needs.
 _LAZY = (
     "layers",
+    "graph",
     "model",
+    "sequential",
     "losses",
     "optimizers",
+    "clipping",
     "schedules",
     "checkpoint",
     "callbacks",

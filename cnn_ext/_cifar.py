@@ -25,7 +25,8 @@ from cnn_ext.layers import (
     ReLU6,
 )
 from cnn_ext.layers.base import Shape
-from cnn_ext.model import Model, Sequential
+from cnn_ext.model import Model
+from cnn_ext.sequential import Sequential
 
 __all__ = ["cifar_quick", "mobilenet_v2", "resnet18", "resnet20", "vgg11"]
 

@@ -16,6 +16,13 @@ def conv2d(
     activation: int = 0,
     prepared: _Array | None = None,
 ) -> None: ...
+def conv2d_chain(
+    links: tuple[tuple[Sequence[int], _Array, _Array | None, int, _Array | None], ...],
+    x: _Array,
+    y: _Array,
+    residual: _Array | None = None,
+    activation: int = 0,
+) -> None: ...
 def prepare_conv2d(
     sizes: Sequence[int],
     weight: _Array,

@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from cnn_ext.layers.base import Layer, Shape
+from cnn_ext.layers.base import Shape
 
 if TYPE_CHECKING:
-    from cnn_ext.model import Step
+    from cnn_ext.graph import Graph
 
 __all__ = ["summary"]
 
 
-def summary(
-    steps: list[Step], names: dict[Layer, str], shapes: list[Shape], itemsize: int
-) -> str:
+def summary(graph: Graph, shapes: list[Shape], itemsize: int) -> str:
     """Return a line a step: output shape, parameters, work and bytes of one sample.
 
     Parameters
     ----------
-    steps : list of Step
-        The graph.
-    names : dict
-        Layer -> name.
+    graph : Graph
     shapes : list of tuple
         Shape of every value, that of the input first.
     itemsize : int
@@ -34,6 +29,7 @@ def summary(
     rows.append(["", "input", "", _by(shapes[0]), "", "", f"{sizes[0]:,}"])
     total = work = 0
     seen = set()
+    steps, names = graph.steps, graph.names
     for k, step in enumerate(steps):
         layer = step.layer
         inputs = tuple(shapes[i] for i in step.inputs)

@@ -1,28 +1,23 @@
-"""A model is a graph of layers; backpropagation is a walk back along it.
+"""A model: a graph of layers with plans to run it by, and parameters to train.
 
-How does the error travel back through convolution and subsampling? By two rules.
-Forward, each step keeps what its layer saved. Backward (`Model._backward`), the steps
-are walked in reverse: from the gradient of the loss with respect to a layer's output
-the layer makes those with respect to its input and its parameters, knowing nothing
-of the rest of the graph; and where a value went several ways, the gradients that come
-back along them add. Convolution, pooling, a sum of two paths: each layer's own
-`backward` is beside its `forward` in `cnn_ext.layers`.
+How an array goes along the graph and the error back is in `cnn_ext.graph`; a plan
+(`cnn_ext.plan`) is the same walk, written down once for one shape.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
 from cnn_ext._geometry import checked_size
 from cnn_ext._summary import summary
+from cnn_ext.graph import Graph, Walk
 from cnn_ext.initializers import checked_dtype
 from cnn_ext.layers.base import (
     Buffer,
-    Input,
     Layer,
     Node,
     Parameter,
@@ -32,17 +27,9 @@ from cnn_ext.layers.base import (
 )
 from cnn_ext.plan import Plan, Plans, Run
 from cnn_ext.plan.frozen import FrozenModel
-from cnn_ext.plan.opaque import check_gradients, explained
 from cnn_ext.plan.program import NoPlanError
 
-__all__ = ["Model", "Sequential", "Step"]
-
-
-class Step(NamedTuple):
-    """One application of a layer. Value 0 is the input, value i + 1 is step i's."""
-
-    layer: Layer
-    inputs: tuple[int, ...]
+__all__ = ["Model"]
 
 
 class Model:
@@ -81,62 +68,15 @@ class Model:
     """
 
     def __init__(self, x: Node, y: Node) -> None:
-        if not isinstance(x, Input):
-            raise TypeError(f"x must be an Input, got {type(x).__name__}")
-        if not isinstance(y, Node):
-            raise TypeError(
-                f"y must be a node, the result of calling a layer on a node, got "
-                f"{type(y).__name__}"
-            )
-        reached, open_ends = {y}, [y]
-        while open_ends:
-            for node in open_ends.pop().inputs:
-                if node not in reached:
-                    reached.add(node)
-                    open_ends.append(node)
-        for node in reached:
-            if node.layer is None and node is not x:
-                raise ValueError(f"y depends on {node!r}, which is not the model's x")
-        if x not in reached or y is x:
-            raise ValueError("y does not depend on x: there is no layer between them")
-        order = sorted(reached, key=lambda node: node.serial)
-        index = {node: i for i, node in enumerate(order)}
-        steps = [
-            Step(node.layer, tuple(index[part] for part in node.inputs))
-            for node in order
-            if node.layer is not None
-        ]
-        self._assemble(steps, _names(steps), x.shape)
+        self._set_up(Graph.between(x, y), x.shape)
 
-    def _assemble(
-        self,
-        steps: list[Step],
-        names: dict[Layer, str],
-        input_shape: Shape | None,
-    ) -> None:
-        """Set up the model; everything that is known without data is checked here."""
-        taken: dict[str, Layer] = {}
-        for layer, name in names.items():
-            if taken.setdefault(name, layer) is not layer:
-                raise ValueError(f"two layers have the name {name!r}")
-        self._steps = steps
-        self._names = names
+    def _set_up(self, graph: Graph, input_shape: Shape | None) -> None:
+        """Everything that is known without data is checked here."""
+        self._graph = graph
         self.input_shape = input_shape
         self.metadata: dict[str, Any] = {}
         self._plans = Plans()
-        self._pending: tuple[Run | _LayerByLayer, bool] | None = None
-        # After which step each value is no longer needed by a later one.
-        last_use = {i: k for k, step in enumerate(steps) for i in step.inputs}
-        self._released = [
-            tuple(i for i in set(step.inputs) if last_use[i] == k)
-            for k, step in enumerate(steps)
-        ]
-        # Which values depend on a parameter: only to those must an error travel back
-        # when the gradient of the input is not asked for.
-        self._trained = [False]
-        for step in steps:
-            upstream = any(self._trained[i] for i in step.inputs)
-            self._trained.append(upstream or bool(step.layer.parameters))
+        self._pending: tuple[Run | Walk, bool] | None = None
         if input_shape is not None:
             self.output_shape(input_shape)
 
@@ -148,61 +88,14 @@ class Model:
         train: bool,
         input_gradient: bool = False,
         repeat: bool = False,
-    ) -> Run | _LayerByLayer:
+    ) -> Run | Walk:
         """Go forward: by a plan, or layer by layer where none can be made.
 
         There is none for no images, for dtypes other than the parameters' float32 or
         float64, and for shapes that do not fit: then a layer says what is wrong.
         """
         run = self._plans.run(self, x, train, input_gradient, repeat)
-        return _LayerByLayer(self, x, train) if run is None else run
-
-    def _forward(self, x: np.ndarray, train: bool) -> tuple[np.ndarray, list[Any]]:
-        """Take every step in order: the output, and what each step saved."""
-        values: list[Any] = [x]
-        saved = []
-        for k, step in enumerate(self._steps):
-            inputs = tuple(values[i] for i in step.inputs)
-            try:
-                y, kept = step.layer.forward(
-                    inputs if step.layer.joins else inputs[0], train
-                )
-            except (TypeError, ValueError) as error:
-                raise self._explained(error, step) from error
-            values.append(y)
-            saved.append(kept if train else None)
-            for i in self._released[k]:
-                values[i] = None
-        return values[-1], saved
-
-    def _backward(
-        self, grad_y: np.ndarray, saved: list[Any], input_gradient: bool
-    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-        """Take every step in reverse: the input's and the parameters' gradients."""
-        # of[i]: the gradient of the loss with respect to value i, as far as the steps
-        # walked so far have contributed to it
-        of: list[Any] = [None] * len(self._steps) + [grad_y]
-        of_parameters: dict[str, np.ndarray] = {}
-        for k in reversed(range(len(self._steps))):
-            step = self._steps[k]
-            arriving, of[k + 1] = of[k + 1], None
-            if input_gradient or any(self._trained[i] for i in step.inputs):
-                grad_x, grads = step.layer.backward(arriving, saved[k])
-                grad_x = grad_x if step.layer.joins else (grad_x,)
-                for i, grad in zip(step.inputs, grad_x, strict=True):
-                    # where paths join, gradients add
-                    of[i] = grad if of[i] is None else of[i] + grad
-            elif self._trained[k + 1]:
-                grads = step.layer.backward_parameters(arriving, saved[k])
-            else:
-                continue
-            check_gradients(grads, step.layer, self._names[step.layer])
-            for key, grad in grads.items():
-                name = f"{self._names[step.layer]}.{key}"
-                # a layer in several places: its gradients add as well
-                before = of_parameters.get(name)
-                of_parameters[name] = grad if before is None else before + grad
-        return of[0] if input_gradient else None, of_parameters
+        return Walk(self._graph, x, train) if run is None else run
 
     def vjp(
         self, x: np.ndarray
@@ -302,7 +195,7 @@ class Model:
         if not isinstance(x, Node):
             return self.forward(x)
         values = [x]
-        for step in self._steps:
+        for step in self._graph.steps:
             values.append(step.layer(*(values[i] for i in step.inputs)))
         return values[-1]
 
@@ -423,7 +316,7 @@ class Model:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield each parameter once, as ``("0.weight", parameter)``."""
-        for layer, name in self._names.items():
+        for layer, name in self._graph.names.items():
             for key, parameter in layer.parameters.items():
                 yield f"{name}.{key}", parameter
 
@@ -433,7 +326,7 @@ class Model:
 
     def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
         """Yield each buffer once, as ``("1.running_mean", buffer)``."""
-        for layer, name in self._names.items():
+        for layer, name in self._graph.names.items():
             for key, buffer in layer.buffers.items():
                 yield f"{name}.{key}", buffer
 
@@ -486,14 +379,14 @@ class Model:
     @property
     def layers(self) -> dict[str, Layer]:
         """The layers by name, each once, in the order of the graph."""
-        return {name: layer for layer, name in self._names.items()}
+        return {name: layer for layer, name in self._graph.names.items()}
 
     @property
     def input_ndim(self) -> int | None:
         """Axes of a batch of inputs; None where the first layer takes any number."""
         if self.input_shape is not None:
             return 1 + len(self.input_shape)
-        return self._steps[0].layer.input_ndim
+        return self._graph.steps[0].layer.input_ndim
 
     @property
     def dtype(self) -> np.dtype | None:
@@ -523,20 +416,6 @@ class Model:
 
     # -- shapes ------------------------------------------------------------------
 
-    def _shapes(self, input_shape: Any) -> list[Shape]:
-        """Return the shape of every value of the graph."""
-        shapes = [checked_shape(input_shape, "input_shape")]
-        for step in self._steps:
-            inputs = tuple(shapes[i] for i in step.inputs)
-            try:
-                shape = step.layer.output_shape(
-                    inputs if step.layer.joins else inputs[0]
-                )
-            except (TypeError, ValueError) as error:
-                raise self._explained(error, step) from error
-            shapes.append(shape)
-        return shapes
-
     def output_shape(self, input_shape: Any = None) -> Shape:
         """Return the shape of one output, without the batch axis.
 
@@ -550,7 +429,7 @@ class Model:
         ValueError
             If a layer cannot take what it would get; the message names both.
         """
-        return self._shapes(self._known_input(input_shape))[-1]
+        return self._graph.shapes(self._known_input(input_shape))[-1]
 
     def summary(self, input_shape: Any = None, batch_size: int = 64) -> str:
         """Return a table: each layer's output shape, parameters, work and bytes.
@@ -565,9 +444,9 @@ class Model:
         batch_size : int, default 64
             For the line below the table.
         """
-        shapes = self._shapes(self._known_input(input_shape))
+        shapes = self._graph.shapes(self._known_input(input_shape))
         dtype = self.dtype or np.dtype(np.float32)
-        table = summary(self._steps, self._names, shapes, dtype.itemsize)
+        table = summary(self._graph, shapes, dtype.itemsize)
         batch = (checked_size(batch_size, "batch_size", 1), *shapes[0])
         try:
             training, inference = (self.plan(batch, t).memory for t in (True, False))
@@ -602,7 +481,7 @@ class Model:
 
     def _taken_back(
         self,
-        run: Run | _LayerByLayer,
+        run: Run | Walk,
         grad_y: np.ndarray,
         single: bool,
         input_gradient: bool,
@@ -625,87 +504,11 @@ class Model:
             )
         return grad_y
 
-    def _explained(self, error: Exception, step: Step) -> Exception:
-        """Return the error with the name of the layer that raised it."""
-        return explained(error, step.layer, self._names[step.layer])
-
     def __repr__(self) -> str:
         parts = ", ".join(f"{n}: {layer!r}" for n, layer in self.layers.items())
         return f"{type(self).__name__}({parts})"
 
 
-class Sequential(Model):
-    """Layers one behind the other: the graph that is a chain.
-
-    Parameters
-    ----------
-    *layers : Layer or Model
-        At least one. Layers are named by their place, "0", "1", …, unless they have a
-        name; those of a nested model "0.0", "0.1", ….
-    input_shape : tuple of int, optional
-        Shape of one input, without the batch axis, e.g. ``(1, 28, 28)``. Where given,
-        layers that do not fit are found at once and `summary` needs no argument.
-
-    Examples
-    --------
-    >>> model = Sequential(Conv2d(1, 6, 5), ReLU(), MaxPool2d(2), Flatten())
-    >>> model.output_shape((1, 28, 28))
-    (864,)
-    """
-
-    def __init__(self, *layers: Layer | Model, input_shape: Any = None) -> None:
-        if not layers:
-            raise ValueError("Sequential needs at least one layer")
-        steps: list[Step] = []
-        names: dict[Layer, str] = {}
-        for i, part in enumerate(layers):
-            last = len(steps)  # the value that the part takes
-            if isinstance(part, Model):
-                for layer, name in part._names.items():
-                    names.setdefault(layer, f"{i}.{name}")
-                for step in part._steps:
-                    inputs = tuple(last + j for j in step.inputs)
-                    steps.append(Step(step.layer, inputs))
-            elif isinstance(part, Layer) and not part.joins:
-                names.setdefault(part, part.name or str(i))
-                steps.append(Step(part, (last,)))
-            elif isinstance(part, Layer):
-                raise TypeError(
-                    f"layer {i}, {part!r}, joins several inputs: use cnn_ext.Model"
-                )
-            else:
-                raise TypeError(
-                    f"layer {i} must be a Layer or a Model, got {type(part).__name__}"
-                )
-        if input_shape is not None:
-            input_shape = checked_shape(input_shape, "input_shape")
-        self._assemble(steps, names, input_shape)
-
-
-class _LayerByLayer:
-    """A `cnn_ext.plan.Run` without a plan."""
-
-    def __init__(self, model: Model, x: np.ndarray, train: bool) -> None:
-        self._model = model
-        self.y, self._saved = model._forward(x, train)
-
-    def backward(
-        self, grad_y: np.ndarray, input_gradient: bool
-    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-        return self._model._backward(grad_y, self._saved, input_gradient)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
 def _own(array: np.ndarray, single: bool) -> np.ndarray:
     """A copy in plain order; of one image without the batch axis."""
     return np.array(array[0] if single else array, order="C")
-
-
-def _names(steps: list[Step]) -> dict[Layer, str]:
-    """Name each layer: its own name, else the number of its first step."""
-    names: dict[Layer, str] = {}
-    for k, step in enumerate(steps):
-        names.setdefault(step.layer, step.layer.name or str(k))
-    return names

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from cnn_ext._geometry import checked_size
+from cnn_ext._interrupts import Interrupts
 from cnn_ext._progress import Progress, fingerprint
 from cnn_ext.callbacks import Callback, History, Run
 from cnn_ext.checkpoint import PathLike
+from cnn_ext.clipping import clip_grad_norm, clip_grad_value
 from cnn_ext.initializers import Seed, generator
 from cnn_ext.losses import CrossEntropy, Loss
 from cnn_ext.model import Model
-from cnn_ext.optimizers import Optimizer, clip_grad_norm, clip_grad_value
+from cnn_ext.optimizers import Optimizer
 from cnn_ext.schedules import Schedule, rate_factor
 
 __all__ = ["History", "evaluate", "fit"]
@@ -208,7 +208,7 @@ class _Trainer:
         self.named = list(self.run.model.named_parameters())
         self.parameters = [parameter for _, parameter in self.named]
         self.room: np.ndarray | None = None
-        self.interrupts = _Interrupts()
+        self.interrupts = Interrupts()
 
     def batch(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return these samples, in memory that the next batch takes over."""
@@ -465,45 +465,6 @@ def _check_finite(x: np.ndarray, name: str) -> None:
         if not np.isfinite(sample).all():
             value = sample[~np.isfinite(sample)].flat[0]
             raise ValueError(f"{name}: x contains {value}, first in sample {i}")
-
-
-class _Interrupts:
-    """Ctrl-C while a model is trained: at once, but not within `hold`."""
-
-    def __init__(self) -> None:
-        self._previous: Any = None
-        self._holding = self._pending = False
-
-    def __enter__(self) -> _Interrupts:
-        # Signals only interrupt the main thread; what is no function is not Python's
-        # handler, and needs no holding back: it does nothing, or ends the process.
-        previous = signal.getsignal(signal.SIGINT)
-        main = threading.current_thread() is threading.main_thread()
-        if main and callable(previous):
-            self._previous = previous
-            signal.signal(signal.SIGINT, self._came)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._previous and signal.getsignal(signal.SIGINT) == self._came:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _came(self, number: int, frame: Any) -> None:
-        if self._holding:
-            self._pending = True
-        else:
-            self._previous(number, frame)
-
-    def hold(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a function, and only then do what Ctrl-C asks for."""
-        self._holding = True
-        try:
-            function(*arguments)
-        finally:
-            self._holding = False
-            if self._pending:
-                self._pending = False
-                self._previous(signal.SIGINT, None)
 
 
 @contextmanager

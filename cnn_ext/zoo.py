@@ -28,8 +28,9 @@ from cnn_ext.layers import (
 )
 from cnn_ext.layers.base import Shape, checked_shape
 from cnn_ext.losses import CrossEntropy, Loss, SquaredError
-from cnn_ext.model import Model, Sequential
+from cnn_ext.model import Model
 from cnn_ext.optimizers import SGD
+from cnn_ext.sequential import Sequential
 
 __all__ = ["NETS", "Net", "build"]
 

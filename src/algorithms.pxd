@@ -20,25 +20,7 @@ from winograd_weights cimport (
 
 
 cdef enum:
-    # More channels would exceed what set_precision promises: 10 points have twice the
-    # error of 8 (1x7 of 256 channels: 3.0e-6 of the norm), and 8 along both axes more
-    # (5x5 of 32, 96, 128 channels: 2.5, 3.8, 4.4e-6).
-    MOST_FOR_10_POINTS = 256
-    MOST_FOR_64_POINTS = 128
-    # with stride 2, 36 points: 3x3 of 128, 256, 512 channels 3.2, 4.3, 6.0e-6
-    MOST_FOR_36_OF_SHARES = 256
-
-
-cdef inline isize most_channels(
-    const cnn_winograd *f, const tap_list *taps
-) noexcept nogil:
-    """Channels of a sum whose error is within bounds; 0: any number."""
-    cdef isize points = points_of(f)
-    if points == 10:
-        return MOST_FOR_10_POINTS
-    if points == 36 and shares_of(taps) > 1:
-        return MOST_FOR_36_OF_SHARES
-    return MOST_FOR_64_POINTS if points == 64 else 0
+    MANY_BYTES = 512 << 10              # transformed weights that fill the caches
 
 
 cdef inline bint has_shares(
@@ -70,7 +52,8 @@ cdef inline const cnn_winograd *filtering(
     # products for a pair of channel and filter
     cdef isize direct = dst.n * dst.h * dst.w * taps.count, products, values
     cdef isize across = phases_across(taps), least = direct
-    cdef isize cost, patches, points, empty, all_channels = channels * shares_of(taps)
+    cdef isize cost, patches, points, empty, weights
+    cdef isize all_channels = channels * shares_of(taps)
     cdef bint streamed
     if at == NULL or runtime.strict or not has_shares(kernels, taps, channels):
         return NULL
@@ -89,11 +72,13 @@ cdef inline const cnn_winograd *filtering(
         if (f.tap_rows != ceil_div(taps.rows, taps.sy)
                 or f.tap_cols != ceil_div(taps.count // taps.rows, taps.sx)):
             continue
-        if not of_weights and 0 < most_channels(f, taps) < channels:
+        # sums of shares are 4 times as long, and err more: no more points than 36
+        if shares_of(taps) > 1 and points_of(f) > 36:
             continue
         patches = count_patches(f, taps, dst)
         values, points = points_of(f) * patches, points_of(f) * shares_of(taps)
         products = products_of(taps, f) * patches
+        weights = points * channels * filters * kernels.itemsize
         # phases with few pixels fill patches badly, and copies of them are mostly zeros
         if across > 1 or phases_down(taps) > 1:
             if 2 * products > direct or across > 2 * kernels.mr:
@@ -113,6 +98,14 @@ cdef inline const cnn_winograd *filtering(
         # Whole numbers: the caller's floating-point state is left alone.
         cost = products + 12 * values // channels
         cost += 12 * values * shares_of(taps) // filters
+        # More points fill tiles and caches less well, all the more where many weights
+        # are read: F(6x6, 3x3) leaves 0.8 of the products of F(4x4, 3x3) on large maps
+        # and takes 0.87 of the time of 16->16 and 16->32, but as long of 64->64 (1.07 in
+        # gradients of 64->32); F(5x5, 3x3) leaves as many of 28x28 and takes 1.15 of the
+        # time of 128->128.
+        if points > 36 and shares_of(taps) == 1:
+            cost += products * (points - 36) // (
+                60 if of_weights or weights > MANY_BYTES else 112)
         empty = (rows_of_tiles(kernels, patches) - patches) * points
         streamed = is_streamed(f, all_channels, filters, kernels.itemsize)
         if not of_weights and is_fused(

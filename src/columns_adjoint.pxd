@@ -9,7 +9,7 @@
 
 from boxes cimport tap_list
 from correlate cimport aligned
-from direct_gradient cimport cut_rows, tile_cut, tile_width
+from direct_gradient cimport cut_rows, tile_cut, tile_rows, tile_width
 from geometry cimport ceil_div, conv_geometry, image, pixel
 from kernels cimport (
     CNN_ADD, CNN_ZERO, cnn_gradient_tile, cnn_kernels, cnn_lines, isize,
@@ -108,7 +108,7 @@ cdef inline void sum_filters(
             next.row = next.of_row = next.left
             first = 0
             while first < s.pixels:
-                q.rows = min(tile.rows, s.pixels - first)
+                q.rows = tile_rows(&tile, s.pixels - first)
                 q.a = scratch + s.errors + first * size
                 q.c = scratch + (first * s.columns + col) * size
                 kernels.gradient_tile[ceil_div(q.rows, 2) - 1].run[width // lanes - 1](

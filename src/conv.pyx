@@ -11,7 +11,6 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from algorithms cimport choose, choose_gradient
-from boxes cimport tap_list
 from channel_sums cimport sum_channels
 from columns_adjoint cimport (
     adjoint_space_of, adjoint_task, few_errors, gradient_of_input, plan_adjoint,
@@ -22,6 +21,7 @@ from correlate cimport (
 )
 from depthwise cimport correlate_depthwise, is_along_channels
 from depthwise_planes cimport correlate_plane_phases, is_phased_planes
+from forward cimport MAX_LINKS, chain, forward_of, run_chain, run_forward
 from geometry cimport (
     Py_buffer, PyBuffer_Release, conv_geometry, conv_sizes, hold, image, image_of,
     pixel,
@@ -30,117 +30,13 @@ from kernels cimport (
     CNN_LINEAR, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
 from passes cimport correlate, prepare, prepared_bytes, weight_gradient
+from taps cimport list_taps, make_tables, tap_tables
 from weight_gradient cimport (
     exchange, exchange_pays, gradient_of_weight, join_rows,
 )
 
 cdef const cnn_runtime *runtime = <const cnn_runtime *> PyCapsule_GetPointer(
     _runtime.runtime, CNN_RUNTIME)
-
-
-cdef struct tap_tables:
-    isize *memory
-    isize *dy
-    isize *dx
-    isize *row
-    isize *row_dy
-    isize *order
-
-
-cdef int make_tables(tap_tables *t, isize taps) noexcept nogil:
-    t.memory = <isize *> malloc(5 * max(taps, 1) * sizeof(isize))
-    if t.memory == NULL:
-        return -1
-    t.dy = t.memory
-    t.dx = t.dy + taps
-    t.row = t.dx + taps
-    t.row_dy = t.row + taps
-    t.order = t.row_dy + taps
-    return 0
-
-
-cdef void list_taps(
-    tap_list *taps, tap_tables *t, const conv_geometry *g,
-    isize phase_y, isize phase_x, bint backward,
-) noexcept nogil:
-    """List the taps of a forward pass, or of one phase of its adjoint.
-
-    Forward: dy = r*dilation - top. Backward, for the input rows phase, phase +
-    stride, ...: the outputs at dy = (phase + top - r*dilation) / stride, if whole.
-    """
-    cdef isize r, s, q, rr, ss, up, left, count = 0, in_row = 0, rows = 0
-    cdef bint side_by_side = True
-    for q in range(g.r * g.s):
-        t.order[q] = -1
-    for rr in range(g.r):
-        # backwards r gives rising dy
-        r = g.r - 1 - rr if backward else rr
-        up = r * g.dilation_h - g.top
-        if backward:
-            up = phase_y - up
-            if up % g.stride_h:
-                continue
-            up //= g.stride_h
-        in_row = 0
-        for ss in range(g.s):
-            s = g.s - 1 - ss if backward else ss
-            left = s * g.dilation_w - g.left
-            if backward:
-                left = phase_x - left
-                if left % g.stride_w:
-                    continue
-                left //= g.stride_w
-            t.dy[count] = up
-            t.dx[count] = left
-            t.row[count] = rows
-            t.order[r * g.s + s] = count
-            if in_row > 0 and left != t.dx[count - 1] + 1:
-                side_by_side = False
-            in_row += 1
-            count += 1
-        if in_row > 0:
-            t.row_dy[rows] = up
-            rows += 1
-    taps.count, taps.rows = count, rows
-    taps.wide = count // rows if rows > 0 and side_by_side else 1
-    taps.dy, taps.dx, taps.row, taps.row_dy = t.dy, t.dx, t.row, t.row_dy
-    taps.dy_min = taps.dy_max = taps.dx_min = taps.dx_max = 0
-    if count > 0:
-        taps.dy_min, taps.dy_max = t.dy[0], t.dy[count - 1]
-        taps.dx_min, taps.dx_max = t.dx[0], t.dx[count - 1]
-    taps.sy = taps.sx = 1
-    if not backward:
-        taps.sy, taps.sx = g.stride_h, g.stride_w
-
-
-cdef correlation forward_of(
-    const conv_geometry *g, tap_tables *tables, image x, const char *weight,
-    const char *bias, image y, int activation,
-) noexcept nogil:
-    cdef correlation c
-    list_taps(&c.taps, tables, g, 0, 0, False)
-    c.src, c.dst = x, y
-    c.groups, c.depth, c.outs = g.groups, g.c // g.groups, g.k // g.groups
-    c.weight, c.weight_taps, c.order = weight, g.r * g.s, tables.order
-    c.transposed = False
-    c.bias, c.activation, c.prepared, c.stays = bias, activation, NULL, False
-    return c
-
-
-cdef int run_forward(
-    const conv_geometry *g, image x, const char *weight, const char *bias, image y,
-    int activation, char *prepared,
-) noexcept nogil:
-    cdef tap_tables tables
-    cdef correlation c
-    cdef int failed
-    if make_tables(&tables, g.r * g.s):
-        return -1
-    c = forward_of(g, &tables, x, weight, bias, y, activation)
-    c.prepared, c.stays = prepared, prepared != NULL
-    failed = correlate(runtime, &c)
-    free(tables.memory)
-    return failed
 
 
 cdef correlation backward_of(
@@ -320,7 +216,7 @@ def conv2d(object sizes, x, weight, bias, y, int activation=CNN_LINEAR, prepared
         p = <char *> vp.buf
     with nogil:
         failed = run_forward(
-            &g, image_of(&vx), <const char *> vw.buf, b, image_of(&vy),
+            runtime, &g, image_of(&vx), <const char *> vw.buf, b, image_of(&vy),
             activation, p)
     PyBuffer_Release(&vx)
     PyBuffer_Release(&vw)
@@ -330,6 +226,55 @@ def conv2d(object sizes, x, weight, bias, y, int activation=CNN_LINEAR, prepared
     if prepared is not None:
         PyBuffer_Release(&vp)
     check(failed, "conv2d")
+
+
+def conv2d_chain(tuple links, x, y, residual=None, int activation=CNN_LINEAR):
+    """Convolutions one after the other, by tasks of some images each.
+
+    links: for each the arguments (sizes, weight, bias, activation, prepared) of `conv2d`
+    and `prepare_conv2d`, for as many images as a task takes, a divisor of x's; what is
+    between them lies channels-last. Then y += residual, which lies as y, densely, and the
+    activation.
+    """
+    cdef chain w
+    cdef Py_buffer views[3 * MAX_LINKS + 3]
+    cdef int count = 0, failed, k
+    w.runtime, w.count, w.activation = runtime, <int> len(links), activation
+    w.residual = NULL
+    if not 0 < w.count <= MAX_LINKS:
+        raise ValueError(f"a chain has 1 to {MAX_LINKS} links, got {w.count}")
+    try:
+        hold(x, &views[count], False)
+        w.x = image_of(&views[count])
+        count += 1
+        hold(y, &views[count], True)
+        w.y = image_of(&views[count])
+        count += 1
+        if residual is not None:
+            hold(residual, &views[count], False)
+            w.residual = <const char *> views[count].buf
+            count += 1
+        for k in range(w.count):
+            sizes, weight, bias, end, prepared = links[k]
+            w.links[k].sizes, w.links[k].activation = conv_sizes(sizes), end
+            w.links[k].bias = w.links[k].prepared = NULL
+            hold(weight, &views[count], False)
+            w.links[k].weight = <const char *> views[count].buf
+            count += 1
+            if bias is not None:
+                hold(bias, &views[count], False)
+                w.links[k].bias = <const char *> views[count].buf
+                count += 1
+            if prepared is not None:
+                hold(prepared, &views[count], False)
+                w.links[k].prepared = <char *> views[count].buf
+                count += 1
+        with nogil:
+            failed = run_chain(&w)
+    finally:
+        for k in range(count):
+            PyBuffer_Release(&views[k])
+    check(failed, "conv2d_chain")
 
 
 def prepare_conv2d(

@@ -11,13 +11,13 @@ from correlate cimport (
     panel, source_bytes, width_of,
 )
 from direct_pixels cimport (
-    columns_of, go_on, order_of, pixel_order, place, point_around, point_at_result,
+    columns_of, go_on, joins, order_of, pixel_order, place, point_around, point_at_result,
     point_at_source, reach_of, tap_columns, tile_reach,
 )
 from geometry cimport ceil_div, even_share, pixel
 from kernels cimport (
     CACHE_LINE, CNN_ADD, CNN_LINEAR, cnn_flat_kernel, cnn_kernels, cnn_lines, cnn_tile,
-    isize, run_tile,
+    isize, run_even, run_tile,
 )
 from libc.string cimport memset
 from turned cimport add_bias_row
@@ -31,7 +31,8 @@ cdef enum:
     SHORT = 64                          # channels that make short batches of a tap
     STEPS = 2048                        # of a tile that have offsets of their own
     NEAR_ROW_BYTES = 8 << 10            # of a panel, for each row of a tile
-    FLAT_STRIP = 4                      # tiles for which blocks take turns then
+    STRIP = 4                           # tiles for which blocks take turns then
+    STRIP_BYTES = 16 << 10              # of their source
 
 
 cdef inline void direct_pack_task(
@@ -185,7 +186,8 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
     cdef isize first = c.block0 + split * count // c.splits
     cdef isize last = c.block0 + (split + 1) * count // c.splits
     cdef isize tiles = ceil_div(pixels, mr), strip = max(tiles, 1)
-    cdef isize block, p, p0, end_p, more, ahead, width
+    cdef isize block, p, p0, end_p, more, left, ahead, width
+    cdef bint even, joined
     cdef const void **a = <const void **> (scratch + w.a)
     cdef const void **around = <const void **> (scratch + w.around)
     cdef const void **to
@@ -214,6 +216,15 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             reach[p] = reach_of(c, &where, &o, &at, &end)
             at = end
             go_on(&o, &at, 1)
+    # Rows of one tap lie at constant distances: in a line, or all of the box's.
+    even = taps == 1 and whole.inside and not (c.banded or c.flat)
+    q.a_row = o.step_i * c.taps.sy * c.src.step_h + o.step_j * c.taps.sx * c.src.step_w
+    q.c_row, q.c_far = c.block, c.direct
+    if c.direct:
+        q.c_row = o.step_i * c.dst.step_h + o.step_j * c.dst.step_w
+    joined = (
+        even and joins(&o, &where, a, q.a_row * size) and joins(
+            &o, &where, <const void **> (scratch + w.c), q.c_row * size))
     q.a_from, q.a_step, q.next_step = 0, 1, CACHE_LINE
     q.start, q.activation = c.start, c.end
     # Blocks whose panels stay near take turns tile by tile: what they store of a pixel
@@ -224,7 +235,9 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             SECOND_BYTES if c.taps.count == 1 else NEAR_BYTES):
         strip = 1
         if c.flat:
-            strip = FLAT_STRIP if last - first > 1 else tiles
+            strip = STRIP if last - first > 1 else tiles
+        elif even:                      # whose rows stay in the first-level cache
+            strip = max(1, min(STRIP, STRIP_BYTES // (mr * depth * size)))
     for p0 in range(ceil_div(tiles, strip)):
         for block in range(first, last):
             width = width_of(c, block)
@@ -239,7 +252,10 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
             p, end_p = p0 * strip, min((p0 + 1) * strip, tiles)
             while p < end_p:
                 more = 1
-                if c.flat:              # as many tiles as reach the same taps
+                left = o.run - p * mr % o.run if even and not joined else pixels
+                if even:
+                    more = min(end_p - p, max(1, left // mr))
+                elif c.flat:            # as many tiles as reach the same taps
                     while (p + more < end_p and reach[p + more].first == reach[p].first
                            and reach[p + more].count == reach[p].count):
                         more += 1
@@ -264,7 +280,7 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
                 q.c = <void **> (scratch + w.c) + p * mr
                 # the first blocks meet pixels that no cache holds yet
                 q.next = NULL
-                ahead = p + 1 + block - first
+                ahead = p + more + block - first
                 if (taps > 0 and not (c.banded or c.flat) and ahead < tiles
                         and (block == first or strip == 1 and block == first + 1)):
                     q.next = <const char *> a[ahead * mr] + c.to[taps - 1] * size
@@ -274,6 +290,11 @@ cdef inline void direct_task(void *job, isize task, char *scratch) noexcept nogi
                         q.next_lines = ceil_div(follows.left, tiles)
                         q.next = follows.at + p * q.next_lines * CACHE_LINE
                     run_flat(kernels, &q, width)
+                elif even and q.rows <= left:
+                    q.next_lines = q.rows * q.a_row * size // CACHE_LINE
+                    q.a_at, q.a_from = NULL, c.to[0]
+                    run_even(kernels, &q, width)
+                    q.a_from = 0
                 else:
                     run_columns_of_taps(kernels, &q, &k, width)
                 p += more

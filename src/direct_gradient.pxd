@@ -9,7 +9,8 @@ from boxes cimport (
 from correlate cimport aligned
 from geometry cimport ceil_div, even_share, image, pixel
 from kernels cimport (
-    CNN_ADD, CNN_ZERO, cnn_gradient_tile, cnn_kernels, cnn_lines, isize,
+    CNN_ADD, CNN_ZERO, cnn_gradient_tile, cnn_kernels, cnn_lines, cnn_runtime,
+    isize,
 )
 from libc.string cimport memset
 from weight_gradient cimport (
@@ -17,10 +18,13 @@ from weight_gradient cimport (
     store_weights, whole_vectors,
 )
 
-# Bounds of scratch memory, in bytes: a task's sums, and its copies.
+# Bounds of scratch memory, in bytes: a task's sums, and its copies. The pixels of few
+# channels that a box reads.
 cdef enum:
     SUM_BYTES = 640 << 10
     COPY_BYTES = 1 << 20
+    FEW_BYTES = 16 << 10
+    SHARED_BYTES = 16 << 20             # for all tasks
 
 
 # What a task's scratch holds, in bytes from its start.
@@ -41,9 +45,24 @@ cdef inline gradient_space space_of(const gradient_of_weight *w) noexcept nogil:
         s.grad_y += aligned(size + size * band_elements(&w.grid, &s.around)
                             * ceil_div(w.some_channels, w.row_channels))
     s.total = s.grad_y
-    if not w.errors_lie:
-        s.total += aligned(box_pixels(&w.grid) * filters * size)
+    if not w.errors_lie and not w.errors_shared:
+        s.total += errors_bytes(w)
     return s
+
+
+cdef inline isize errors_bytes(const gradient_of_weight *w) noexcept nogil:
+    """A copy of a box's errors, of a part of the filters."""
+    return aligned(
+        box_pixels(&w.grid) * whole_vectors(w, w.some_filters) * w.kernels.itemsize)
+
+
+cdef inline char *shared_errors(
+    const gradient_of_weight *w, const gradient_part *p, isize index
+) noexcept nogil:
+    """Where the copy of box `index` lies that all parts of the channels read."""
+    cdef isize at = p.group * boxes(&w.grid) + index
+    return w.shared + errors_bytes(w) * (
+        at * w.filter_parts + p.filter0 // w.some_filters)
 
 
 cdef inline void clip(
@@ -51,8 +70,13 @@ cdef inline void clip(
     isize d_max, isize size,
 ) noexcept nogil:
     """The outputs in [from_, to) for which one of the taps lies in the image."""
-    first[0] = max(from_, ceil_div(max(0, -d_max), stride))
-    end[0] = min(to, (size - 1 - d_min) // stride + 1) if size > d_min else 0
+    first[0] = max(0, -d_max)
+    end[0] = max(0, size - d_min)
+    if stride > 1:              # divisions tell where tiles are short
+        first[0] = ceil_div(first[0], stride)
+        end[0] = ceil_div(end[0], stride)
+    first[0] = max(first[0], from_)
+    end[0] = min(end[0], to)
     if end[0] < first[0]:
         first[0] = end[0] = from_
 
@@ -84,40 +108,54 @@ cdef inline cnn_lines lines_of(
     return r
 
 
+cdef inline cnn_lines all_lines(const char *at, isize size) noexcept nogil:
+    """The memory of a copy."""
+    cdef cnn_lines r
+    r.at = at
+    r.left = r.run = r.of_run = r.row = r.of_row = ceil_div(size, 64)
+    r.jump = r.row_jump = 0
+    return r
+
+
 # How the rows of a product are cut into tiles.
 cdef struct tile_cut:
-    isize rows, vectors                 # of a tile
+    isize rows, vectors                 # of a tile, at most
 
 
 cdef inline tile_cut cut_rows(
     const cnn_kernels *kernels, isize rows, isize row_step, isize width, bint again
 ) noexcept nogil:
-    """Tiles for rows `row_step` apart, `width` columns; the last may be lower.
+    """Tiles for rows `row_step` apart, `width` columns.
 
     again: whether the rows' pixels are in the first cache, being read by many tiles.
     """
     cdef tile_cut t
-    cdef isize most = kernels.gradient_rows[1], even, rest
+    t.rows = kernels.gradient_rows[1]
     t.vectors = width // kernels.lanes
     # rows side by side are operands of the products themselves where the kernel set
-    # says so: one vector is as quick then, from fewer instructions, which tells where
-    # cores are shared (cq1 0.97 to 1.01 of a peer); but each row is read twice (pixels
-    # of a 1x1 kernel: 10 % slower)
+    # says so. If they fit one tile of one vector, fewer instructions do as much, which
+    # tells where cores are shared (cq1 133 to 142 GFLOP/s); but each row is read twice
+    # (1x1: 10 % slower), and many rows are better read once, by two vectors (3x3,
+    # stride 2, 128->128 141 to 147, float64 61 to 73; 512->512 of 4x4 68 to 96)
     if row_step == 1 and (
-            t.vectors == 1 or again and 0 < kernels.gradient_single <= rows):
+            t.vectors == 1
+            or again and 0 < kernels.gradient_single <= rows < kernels.gradient_rows[0]):
         t.vectors = 1
-        most = kernels.gradient_rows[0]
-    # the highest tiles and a low one, or all about equally high, whichever computes
-    # fewer rows (64 are 4 * 14 + 8, not 5 * 14); fewer than 8 sums take as long as 8
-    even = ceil_div(rows, ceil_div(rows, most))
-    even += even % 2
-    rest = rows % most
-    if rest > 0:
-        rest = max(rest + rest % 2, 8 // t.vectors)
-    t.rows = most
-    if ceil_div(rows, most) * even <= rows // most * most + rest:
-        t.rows = even
+        t.rows = kernels.gradient_rows[0]
     return t
+
+
+cdef inline isize tile_rows(const tile_cut *tile, isize left) noexcept nogil:
+    """Rows of the tile that has `left` of them before it, an even number but the last.
+
+    All are about as high (32 are 12 + 10 + 10): the few sums of a low one would take as
+    long as 8.
+    """
+    cdef isize rows
+    if left <= tile.rows:
+        return left
+    rows = ceil_div(left, ceil_div(left, tile.rows))
+    return rows + rows % 2
 
 
 cdef inline isize tile_width(
@@ -147,7 +185,7 @@ cdef inline void run_tiles(
     cdef isize vector = tile.vectors * kernels.lanes
     q.cols, q.c_step = vector, width
     while row < rows:
-        q.rows = min(tile.rows, rows - row)
+        q.rows = tile_rows(&tile, rows - row)
         q.a = a + row * q.a_row * size
         if w.padded:
             clip(&i0, &i1, where.i0, where.i1, taps.sy, taps.dy[tap], taps.dy[tap],
@@ -225,6 +263,7 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
     cdef isize n, b, b_next, f, width, first, channels, run, pixels
     cdef band own
     cdef char *to
+    cdef char *copied
     cdef char *sums = scratch
     cdef const char *errors
     cdef box where, after
@@ -253,8 +292,11 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
                 part.group * w.channels + part.channel0 + first, channels)
             to += band_bytes
             first += channels
-        if not w.errors_lie:
-            copy_errors(w, &part, &where, pixels, scratch + space.grad_y)
+        copied = scratch + space.grad_y
+        if w.errors_shared:
+            copied = shared_errors(w, &part, b)
+        elif not w.errors_lie:
+            copy_errors(w, &part, &where, pixels, copied)
         # the next box, or the first one of the task that will follow
         follows = part
         b_next = b + 1
@@ -267,12 +309,16 @@ cdef inline void gradient_task(void *job, isize task, char *scratch) noexcept no
             x_next = lines_of(
                 &w.x, &after, w.taps.sy, w.taps.sx,
                 follows.group * w.channels + follows.channel0, follows.channels)
-            errors_next = lines_of(
-                &w.grad_y, &after, 1, 1,
-                follows.group * w.filters + follows.filter0, follows.filters)
+            if w.errors_shared:
+                errors_next = all_lines(
+                    shared_errors(w, &follows, b_next), errors_bytes(w))
+            else:
+                errors_next = lines_of(
+                    &w.grad_y, &after, 1, 1,
+                    follows.group * w.filters + follows.filter0, follows.filters)
         for n in range(where.n1 - where.n0):
             to = sums
-            errors = scratch + space.grad_y
+            errors = copied
             f = 0
             while f < part.filters:
                 width = filters_at(w, part.filters, f)
@@ -323,6 +369,37 @@ cdef inline void copy_errors(
         f += width
 
 
+cdef inline void share_errors_task(void *job, isize task, char *scratch) noexcept nogil:
+    """The errors of one box and part, where all parts of the channels read them."""
+    cdef const gradient_of_weight *w = <const gradient_of_weight *> job
+    cdef isize index = task // w.filter_parts % boxes(&w.grid)
+    cdef box where = box_at(&w.grid, index)
+    cdef gradient_part p
+    p.group = task // w.filter_parts // boxes(&w.grid)
+    p.filter0 = task % w.filter_parts * w.some_filters
+    p.filters = min(w.some_filters, w.filters - p.filter0)
+    copy_errors(
+        w, &p, &where,
+        (where.n1 - where.n0) * (where.i1 - where.i0) * (where.j1 - where.j0),
+        shared_errors(w, &p, index))
+
+
+cdef inline int share_errors(
+    const cnn_runtime *runtime, gradient_of_weight *w
+) noexcept nogil:
+    """Copy the errors once for all parts of the channels."""
+    cdef isize copies = w.groups * boxes(&w.grid) * w.filter_parts
+    w.shared = NULL
+    if not w.errors_shared:
+        return 0
+    w.shared = <char *> runtime.take(copies * errors_bytes(w))
+    if w.shared == NULL:
+        return -1
+    return runtime.run(
+        share_errors_task, w, copies, 0,
+        4 * <double> (copies * errors_bytes(w)) / w.kernels.itemsize)
+
+
 cdef inline bint rows_lie(const gradient_of_weight *w) noexcept nogil:
     """Whether the rows of tiles may be read where x lies."""
     cdef isize size = w.kernels.itemsize
@@ -371,14 +448,28 @@ cdef inline void plan_gradient(gradient_of_weight *w) noexcept nogil:
     share = ceil_div(share, lanes) * lanes
     w.some_channels = min(w.some_channels + w.some_channels % 2, share)
     w.x_lies = not w.padded and rows_lie(w)
+    # parts of the channels share a copy of the errors (1x1 1024->256 over planes of
+    # 14x14: 186 to 194 GFLOP/s, float64 88 to 94)
+    w.errors_shared = (
+        w.some_channels < w.channels and not w.errors_lie
+        and pixels * w.groups * whole_vectors(w, w.filters) * size <= SHARED_BYTES)
     # whole tiles of channels, however many taps lie side by side
     w.row_channels = w.some_channels
     if not w.x_lies and w.some_channels > 2 * kernels.gradient_rows[0]:
         w.row_channels = 2 * kernels.gradient_rows[0]
     # a block's errors stay in the first cache, row tile by row tile; with the channels
     # of one tap, which come from further away, rather half of it (float64 1x1
-    # 256->512, stride 2: 51 to 59 GFLOP/s; but planes are read by runs of pixels)
-    most = 128 if w.taps.count == 1 and not (w.x_lies and w.x.step_c != 1) else 256
+    # 256->512, stride 2: 51 to 59 GFLOP/s; but planes are read by runs of pixels).
+    # Wide images of few channels: some more rows than the kernel's, for each box copies
+    # those again (channels-last 3->64 of 224x224 140 to 153, 8->16 of 112x112 154 to 162;
+    # but copies of errors are better small: 3->16 of 640x480 91 to 74)
+    most = 256
+    if w.taps.count > 1 and w.errors_lie:
+        most = max(most, min(
+            (w.taps.rows + 1) * w.grad_y.w,
+            FEW_BYTES // (w.row_channels * w.taps.sy * w.taps.sx * size)))
+    elif w.taps.count == 1 and not (w.x_lies and w.x.step_c != 1):
+        most = 128
     w.grid = cut(w.grad_y.n, w.grad_y.h, w.grad_y.w, min(max(pixels // 8, 64), most))
     while copies_bytes(w) > COPY_BYTES:
         if not halve(&w.grid, 16):

@@ -40,6 +40,18 @@ cdef inline void go_on(const pixel_order *o, place *at, isize count) noexcept no
         at.n += 1
 
 
+cdef inline bint joins(
+    const pixel_order *o, const box *where, const void *const *rows, isize step
+) noexcept nogil:
+    """Whether a box's rows lie `step` bytes apart, from line to line and image, too."""
+    cdef isize image = o.lines * o.run
+    cdef const char *first = <const char *> rows[0]
+    return (
+        (o.lines == 1 or <const char *> rows[o.run] == first + o.run * step)
+        and (where.n1 - where.n0 == 1
+             or <const char *> rows[image] == first + image * step))
+
+
 # What a tile's pixels reach in the source.
 cdef struct tile_reach:
     place begin

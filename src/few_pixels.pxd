@@ -4,7 +4,9 @@
 
 from boxes cimport cut
 from correlate cimport aligned
-from direct_gradient cimport COPY_BYTES, SUM_BYTES, cut_rows, tile_cut, tile_width
+from direct_gradient cimport (
+    COPY_BYTES, SUM_BYTES, cut_rows, tile_cut, tile_rows, tile_width,
+)
 from geometry cimport ceil_div, image, pixel
 from kernels cimport CNN_ZERO, cnn_gradient_tile, cnn_kernels, cnn_lines, isize
 from libc.string cimport memset
@@ -102,7 +104,7 @@ cdef inline void few_pixels_task(void *job, isize task, char *scratch) noexcept 
     tile = cut_rows(kernels, w.filters, q.a_row, 2 * lanes, True)
     row = 0
     while row < w.filters:
-        q.rows = min(tile.rows, w.filters - row)
+        q.rows = tile_rows(&tile, w.filters - row)
         q.a = scratch + s.errors + row * q.a_row * size
         col = 0
         while col < columns:

@@ -51,6 +51,8 @@ cdef extern from "table.h" nogil:
         const void *next
         isize next_step, next_lines
         void *keep
+        isize a_row, c_row
+        int c_far
 
     ctypedef struct cnn_depthwise:
         isize rows, cols
@@ -62,6 +64,7 @@ cdef extern from "table.h" nogil:
         const void *zeros
         const void **look
         const void *next
+        isize x_ahead, y_ahead
 
     cdef enum:
         CNN_GROUPED_SOME
@@ -109,6 +112,10 @@ cdef extern from "table.h" nogil:
         tile_kernel run
         isize rest
         tile_kernel run_rest
+
+    ctypedef struct cnn_even_kernel:
+        isize rows
+        tile_kernel run
 
     ctypedef struct cnn_winograd:
         isize rows, cols, out_rows, out_cols, tap_rows, tap_cols
@@ -180,6 +187,7 @@ cdef extern from "table.h" nogil:
         isize low_rows
         tile_kernel keeping_tile, keeping_low_tile
         const cnn_flat_kernel *flat_tile
+        const cnn_even_kernel *even_tile
         void (*transpose)(
             void *, isize, const void *, isize, isize, isize) noexcept nogil
         void (*copy)(
@@ -359,6 +367,29 @@ cdef inline void run_tile(
         kernels.half_tile[width // kernels.lanes - 1](q)
     else:
         kernels.tile[width // kernels.lanes - 1](q)
+
+
+cdef inline void run_even(
+    const cnn_kernels *kernels, cnn_tile *q, isize width
+) noexcept nogil:
+    """Rows at constant distances: whole tiles at once, the others by their pointers."""
+    cdef const cnn_even_kernel *even = kernels.even_tile + (width // kernels.lanes - 1)
+    cdef const void *const *a = q.a
+    cdef void *const *c = q.c
+    cdef isize rows = q.rows, done = rows // even.rows * even.rows
+    if done > 0:
+        q.rows = done
+        even.run(q)
+        q.next = NULL
+    while done < rows:
+        q.a, q.c, q.rows = a + done, c + done, rows - done
+        if width == 3 * kernels.lanes:
+            kernels.low_tile(q)
+        else:
+            q.rows = min(q.rows, kernels.mr)
+            run_tile(kernels, q, width)
+        done += q.rows
+    q.a, q.c, q.rows = a, c, rows
 
 
 cdef inline const cnn_kernels *kernels_for(

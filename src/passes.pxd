@@ -20,7 +20,7 @@ from direct cimport (
     PANEL_BYTES, direct_pack_task, direct_space_of, direct_task, offsets_of_taps,
     plan_direct,
 )
-from direct_gradient cimport gradient_task, plan_gradient, space_of
+from direct_gradient cimport gradient_task, plan_gradient, share_errors, space_of
 from few_pixels cimport few_pixels, few_pixels_task, few_space_of, plan_few_pixels
 from geometry cimport ceil_div
 from kernels cimport (
@@ -308,6 +308,7 @@ cdef inline int weight_gradient(
         return 0
     w.block = w.kernels.lanes * w.kernels.vectors
     w.gang, w.tasks = 1, 8
+    w.shared = NULL
     w.row_channels = w.channels
     w.store = store_weights
     w.algorithm = choose_gradient(runtime, w)
@@ -350,9 +351,11 @@ cdef inline int weight_gradient(
         failed = share_values(runtime, w)
         scratch = winograd_gradient_space_of(
             w, w.some_channels, w.some_filters).total
+    elif task == gradient_task:
+        failed = share_errors(runtime, w)
     if not failed:
         failed = runtime.run(task, w, w.chunks * parts, scratch, work)
-    if w.algorithm == WINOGRAD and w.shared != NULL:
+    if w.shared != NULL:
         runtime.give(w.shared)
     if w.chunks > 1:
         if not failed:

@@ -2,7 +2,8 @@
 
 from geometry cimport ceil_div, image, pixel, pool_geometry
 from kernels cimport cnn_window, isize
-from libc.string cimport memmove, memset
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
+from libc.string cimport memcpy, memmove, memset
 from pooling cimport (
     LARGE_PLANE, column_divisor, columns_touched, forward_rows, inside, moved,
     planes_of, pooling, row_divisor, rows_touched, span, stream_rows, whole_windows,
@@ -10,11 +11,13 @@ from pooling cimport (
 
 # Bytes of the rows that a batch copies, or keeps: they stay in the first-level cache.
 # Bytes of images whose rows are asked for a batch ahead (1x16x3000x2000, 3x3 stride 2:
-# 9.1 GB/s without, 12.6 with). Bytes of the rows that one window keeps, at most.
+# 9.1 GB/s without, 12.6 with). Bytes of the rows that one window keeps, at most. Pixels of
+# planes that are no longer turned for their maxima.
 cdef enum:
     BATCH_BYTES = 20 << 10
     FETCHED_BYTES = 1 << 20
     KEPT_BYTES = 1 << 20
+    TURNED_PIXELS = 512
 
 
 cdef inline bint fetches(const pooling *p) noexcept nogil:
@@ -293,3 +296,105 @@ cdef inline void whole_plane_task(void *job, isize task, char *scratch) noexcept
     p.kernels.mean_rows(
         pixel(&p.y, n, c0, 0, 0), p.y.step_c, pixel(&p.x, n, c0, 0, 0), p.x.step_c,
         channels, p.g.h * p.g.w, row_divisor(p, 0) * column_divisor(p, 0))
+
+
+# --- maxima of whole planes ---------------------------------------------------------
+#
+# One output a plane. Small planes are turned, so that lanes are planes; each lane of a
+# large one takes the maximum of every so many pixels, and these are compared one by one.
+
+
+cdef inline isize whole_lanes(const pooling *p) noexcept nogil:
+    return 4 * p.kernels.lanes
+
+
+cdef inline isize whole_maxima_scratch(const pooling *p) noexcept nogil:
+    cdef isize pixels = p.g.h * p.g.w
+    return whole_lanes(p) * p.x.itemsize * (2 if pixels >= TURNED_PIXELS else pixels)
+
+
+cdef inline cnn_window whole_window(const pooling *p, isize count, isize steps) noexcept nogil:
+    """`steps` rows of whole_lanes, of which `count` are compared."""
+    cdef cnn_window w
+    w.count, w.lane, w.first = count, 1, NULL
+    w.rows, w.cols, w.row_step, w.col_step = 1, steps, 0, whole_lanes(p)
+    w.code = w.code_row = 0
+    w.runs, w.x_run, w.y_run, w.code_run = 1, 0, 0, 0
+    w.ahead, w.fetched, w.fetch_step = 0, 0, 0
+    return w
+
+
+cdef inline void turned_maxima(
+    const pooling *p, isize n, isize c0, isize planes, char *scratch
+) noexcept nogil:
+    """Maxima of some small planes."""
+    cdef const pool_geometry *g = &p.g
+    cdef isize some = whole_lanes(p)
+    cdef cnn_window w = whole_window(p, planes, g.w)
+    w.rows, w.row_step, w.code_row = g.h, g.w * some, g.s
+    p.kernels.copy(
+        scratch, 1, some, pixel(&p.x, n, c0, 0, 0), p.x.step_c, 1, planes, g.h * g.w)
+    p.kernels.max_window(
+        pixel(&p.y, n, c0, 0, 0),
+        NULL if p.argmax.data == NULL else pixel(&p.argmax, n, c0, 0, 0),
+        <int> p.argmax.itemsize, scratch, &w)
+
+
+cdef inline void compare(
+    double value, isize at, double *best, isize *winner
+) noexcept nogil:
+    """The first of equal ones wins, and NaN, the last one."""
+    if value != value:
+        if best[0] == best[0] or at > winner[0]:
+            best[0], winner[0] = value, at
+    elif value > best[0] or value == best[0] and at < winner[0]:
+        best[0], winner[0] = value, at
+
+
+cdef inline double number(const char *p, isize itemsize, isize i) noexcept nogil:
+    return (<const float *> p)[i] if itemsize == 4 else (<const double *> p)[i]
+
+
+cdef inline void large_maximum(
+    const pooling *p, isize n, isize c, char *scratch
+) noexcept nogil:
+    """The maximum of one large plane."""
+    cdef isize some = whole_lanes(p), size = p.x.itemsize, i, at
+    cdef isize pixels = p.g.h * p.g.w, steps = pixels // some, winner = 0
+    cdef cnn_window w = whole_window(p, some, steps)
+    cdef const char *x = pixel(&p.x, n, c, 0, 0)
+    cdef char *codes = scratch + some * size
+    cdef double best = -float_inf
+    # places even where nobody asks: of equal zeros, and of NaNs, they tell which
+    p.kernels.max_window(scratch, codes, <int> size, x, &w)
+    for i in range(some):
+        at = i + some * (
+            (<const int32_t *> codes)[i] if size == 4 else (<const int64_t *> codes)[i])
+        compare(number(scratch, size, i), at, &best, &winner)
+    for i in range(steps * some, pixels):
+        compare(number(x, size, i), i, &best, &winner)
+    scratch = pixel(&p.y, n, c, 0, 0)
+    memcpy(scratch, x + winner * size, size)
+    if p.argmax.data != NULL:
+        winner = winner // p.g.w * p.g.s + winner % p.g.w
+        scratch = pixel(&p.argmax, n, c, 0, 0)
+        if p.argmax.itemsize == 1:
+            (<uint8_t *> scratch)[0] = <uint8_t> winner
+        elif p.argmax.itemsize == 2:
+            (<uint16_t *> scratch)[0] = <uint16_t> winner
+        else:
+            (<int32_t *> scratch)[0] = <int32_t> winner
+
+
+cdef inline void whole_maxima_task(void *job, isize task, char *scratch) noexcept nogil:
+    cdef const pooling *p = <const pooling *> job
+    cdef isize n = task // p.tasks_per_plane, some = whole_lanes(p)
+    cdef isize c = task % p.tasks_per_plane * p.rows_per_task
+    cdef isize end = min(c + p.rows_per_task, p.g.c)
+    if p.g.h * p.g.w >= TURNED_PIXELS:
+        for c in range(c, end):
+            large_maximum(p, n, c, scratch)
+        return
+    while c < end:
+        turned_maxima(p, n, c, min(some, end - c), scratch)
+        c += some

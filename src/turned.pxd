@@ -6,7 +6,7 @@
 from boxes cimport box, box_at, box_pixels, cut, meets_padding
 from columns cimport COLUMNS_BYTES, DOT_PIXELS, FEW_PIXELS
 from correlate cimport aligned, bias_panel, correlation, move_sums, panel, width_of
-from direct_gradient cimport cut_rows, tile_cut
+from direct_gradient cimport cut_rows, tile_cut, tile_rows
 from geometry cimport ceil_div, pixel
 from kernels cimport (
     CNN_ACT_RELU, CNN_LINEAR, CNN_RELU, CNN_ZERO, cnn_gradient_tile, cnn_kernels,
@@ -117,7 +117,7 @@ cdef inline void turned_task(void *job, isize task, char *scratch) noexcept nogi
         next.row = next.of_row = 1
         row = 0
         while row < pixels:
-            q.rows = min(tile.rows, pixels - row)
+            q.rows = tile_rows(&tile, pixels - row)
             q.a = turned + row * size
             q.c = scratch + row * width * size
             kernels.gradient_tile[ceil_div(q.rows, 2) - 1].run[tile.vectors - 1](&q)

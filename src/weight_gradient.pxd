@@ -39,6 +39,7 @@ cdef struct gradient_of_weight:
     int algorithm
     bint padded                         # taps can lie outside of the image
     bint x_lies, errors_lie             # tiles read them where they lie
+    bint errors_shared                  # copied once for all tasks
     const cnn_winograd *winograd
     isize gang                          # PLANES: groups of a part
     box_grid grid                       # of outputs, or of Winograd's patches
@@ -50,7 +51,7 @@ cdef struct gradient_of_weight:
     isize part_size                     # a part's weights, filters in whole vectors
     store_sums store
     char *partial                       # [part][chunk][part_size], if chunks > 1
-    char *shared                        # WINOGRAD: V and Q of all tasks, or NULL
+    char *shared                        # V and Q, or errors, of all tasks, or NULL
 
 
 cdef inline gradient_part part_of(

@@ -4,7 +4,7 @@
 # transformed weights (U) in the tile kernel, point by point, and the products are
 # transformed back. Tasks that share a box's patches share V, too.
 #
-# U is 4 times as large as the weights of 3x3 taps. Where few tasks use it, each
+# U is 4 times as large as the weights of 3x3 taps, or more. Where few tasks use it, each
 # transforms what it needs of it (c.fused), a chunk of channels at a time that stays in
 # the second-level cache; else U is made once, in memory.
 
@@ -13,11 +13,11 @@ from correlate cimport bias_panel, correlation, move_pixels, panel, width_of
 from geometry cimport ceil_div, even_share, pixel
 from kernels cimport (
     CACHE_LINE, CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_runtime, cnn_tile, cnn_winograd,
-    isize, run_tile,
+    isize, run_even,
 )
 from winograd_patches cimport (
     count_patches, cut_patches, phase, phase_of, phases_across, phases_down, points_of,
-    share_range, shares_at, shares_of,
+    share_range, shares_at, shares_of, summed_at_once,
 )
 from winograd_values cimport (
     TOGETHER, in_place, outputs_of, patch_end, transform_patches, winograd_shared_bytes,
@@ -124,7 +124,31 @@ cdef inline product_part begin_products(
     part.q.a_at = NULL
     part.q.batches = 1
     part.q.a_next, part.q.a_step = 0, 1
+    part.q.a_row, part.q.c_row, part.q.c_far = w.row, w.products_row, 0
     return part
+
+
+cdef inline void multiply_parts(
+    const correlation *c, cnn_tile *q, isize width, isize some
+) noexcept nogil:
+    """One tile, the sum over some channels at a time, each from zero, then added.
+
+    Products in place take no more channels than the first part has read.
+    """
+    cdef isize depth = q.depth, from_here = q.a_from, first = 0
+    cdef int start = q.start
+    cdef const char *b = <const char *> q.b
+    cdef const char *ahead = <const char *> q.next
+    while first < depth:
+        q.depth = min(some, depth - first)
+        q.a_from = from_here + first
+        q.b = b + first * width * c.kernels.itemsize
+        if ahead != NULL:
+            q.next, q.next_lines = ahead + first * CACHE_LINE, q.depth
+        run_even(c.kernels, q, width)
+        first += q.depth
+        q.start = CNN_ADD
+    q.depth, q.a_from, q.b, q.start = depth, from_here, b, start
 
 
 cdef inline void multiply_point(
@@ -132,24 +156,24 @@ cdef inline void multiply_point(
 ) noexcept nogil:
     """V[patches x depth] . U[depth x width] -> products, at one point."""
     cdef cnn_tile *q = &part.q
-    cdef isize rows = c.kernels.mr, p
-    cdef bint low = width == 3 * c.kernels.lanes
-    if low:
-        rows = c.kernels.low_rows
+    cdef isize p = 0, rows, tile = c.kernels.even_tile[width // c.kernels.lanes - 1].rows
+    cdef isize some = even_share(q.depth, summed_at_once(c.winograd, &c.taps))
     q.cols = q.b_step = width
-    for p in range(ceil_div(part.patches, rows)):
-        q.next = NULL
+    while p < part.patches:
+        rows = part.patches - p
+        q.next, q.next_lines = NULL, 0
+        if part.ahead_tiles > 0 or some < q.depth:
+            rows = min(rows, tile)
         if part.ahead_tiles > 0:
-            q.next = part.ahead
+            q.next, q.next_lines = part.ahead, q.depth
             part.ahead += part.ahead_step
             part.ahead_tiles -= 1
-        q.a = part.a + p * rows
-        q.c = part.products + p * rows
-        q.rows = min(rows, part.patches - p * rows)
-        if low:
-            c.kernels.low_tile(q)
+        q.a, q.c, q.rows = part.a + p, part.products + p, rows
+        if some < q.depth:
+            multiply_parts(c, q, width, some)
         else:
-            run_tile(c.kernels, q, width)
+            run_even(c.kernels, q, width)
+        p += rows
 
 
 cdef inline void store_outputs(

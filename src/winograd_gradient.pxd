@@ -10,15 +10,15 @@ from correlate cimport aligned, clear_behind
 from geometry cimport ceil_div, even_share
 from kernels cimport (
     CNN_ADD, CNN_LINEAR, CNN_ZERO, cnn_kernels, cnn_runtime, cnn_tile, cnn_winograd,
-    isize, run_tile,
+    isize, run_even,
 )
 from weight_gradient cimport (
     filters_at, gradient_of_weight, gradient_part, part_of, partial_sums,
     store_weights, whole_vectors,
 )
 from winograd_patches cimport (
-    cut_patches, error_taps, fill_phase, patch_taps, phase, phase_of, phases_across,
-    points_of,
+    count_patches, cut_patches, error_taps, fill_phase, patch_taps, phase, phase_of,
+    phases_across, points_of,
 )
 
 
@@ -194,7 +194,7 @@ cdef inline void winograd_gradient_task(
     cdef const gradient_of_weight *w = <const gradient_of_weight *> job
     cdef const cnn_kernels *kernels = w.kernels
     cdef const cnn_winograd *g = w.winograd
-    cdef isize size = kernels.itemsize, mr = kernels.mr, taps = w.taps.count
+    cdef isize size = kernels.itemsize, taps = w.taps.count
     cdef gradient_part part = part_of(w, task)
     cdef winograd_gradient_space s = winograd_gradient_space_of(
         w, part.channels, part.filters)
@@ -214,7 +214,8 @@ cdef inline void winograd_gradient_task(
     q.activation, q.next = CNN_LINEAR, NULL
     q.a_at = NULL
     q.batches = 1
-    q.a_next, q.a_step = 0, whole_vectors(w, part.channels)
+    q.a_next, q.a_step, q.a_row = 0, whole_vectors(w, part.channels), 1
+    q.a, q.c, q.c_far, q.next_lines = a, c, 1, 0
     for b in range(first, (part.chunk + 1) * boxes(&w.grid) // w.chunks):
         if w.interrupted():
             return
@@ -248,11 +249,8 @@ cdef inline void winograd_gradient_task(
                 q.c_move = 0
                 for row in range(s.rows):
                     c[row] = sums + row * width * size
-                for row in range(s.rows // mr):
-                    q.a = a + row * mr
-                    q.c = c + row * mr
-                    q.rows = min(mr, part.channels - row * mr)
-                    run_tile(kernels, &q, width)
+                q.c_row, q.rows = width, part.channels
+                run_even(kernels, &q, width)
                 sums += s.rows * width * size
                 f += width
     # sums[point][block][channel][filter] -> taps[block][tap][channel][filter]
@@ -276,14 +274,18 @@ cdef inline void winograd_gradient_task(
 
 cdef inline void plan_winograd_gradient(gradient_of_weight *w) noexcept nogil:
     """Choose parts and boxes of patches from the geometry alone."""
-    cdef isize points = points_of(w.winograd), most
+    cdef isize points = points_of(w.winograd), most, patches, room
     # the sums at all points stay in the second-level cache (1.2 MB at most)
     most = max(64, 64 * 36 // points)
     w.some_filters = even_share(w.filters, most)
     if w.some_filters < w.filters:
         w.some_filters = ceil_div(w.some_filters, w.block) * w.block
     w.some_channels = even_share(w.channels, min(128, 64 * 128 * 36 // (points * most)))
-    w.grid = cut_patches(
-        w.winograd, &w.taps, &w.grad_y, min(64, 64 * 36 // points))
+    # V and Q stay there, too. 36 patches at 64 points often make boxes of 20, the depth
+    # of the tiles: where there is room for more (16->32, 24x240: 0.9 of the time)
+    room = 64 * 36 * (64 + 128) // (points * (w.some_channels + w.some_filters))
+    patches = count_patches(w.winograd, &w.taps, &w.grad_y)
+    w.grid = cut_patches(w.winograd, &w.taps, &w.grad_y, min(64, max(
+        64 * 36 // points, min(48, room, patches // 8))))
     w.part_size = (
         w.some_channels * w.taps.count * whole_vectors(w, w.some_filters))

@@ -72,6 +72,25 @@ cdef inline isize products_of(
         * (f.cols * taps.sx - cols_left_out(taps)))
 
 
+cdef inline isize summed_at_once(
+    const cnn_winograd *f, const tap_list *taps
+) noexcept nogil:
+    """Channels that are summed one after the other.
+
+    A longer sum is cut: it would exceed what set_precision promises. Errors of 512
+    channels as one sum and so, of the norm: 8 points along both axes, 3x3, 8.5e-6 and
+    3.8e-6; 7 points 6.8e-6 and 3.6e-6. (10 points, 1x7 of 256 channels: 3.0e-6.) Of
+    fewer points any number of channels is summed; but with stride 2 the shares count
+    (6 points along both axes, 3x3 of 512 channels, 6.0e-6 as one sum).
+    """
+    cdef isize points = points_of(f)
+    if points == 10:
+        return 256
+    if points == 36 and shares_of(taps) > 1:
+        return 512
+    return 96 if points == 64 else 128 if points == 49 else 1 << 30
+
+
 cdef inline isize phases_down(const tap_list *taps) noexcept nogil:
     """The dilation of the rows."""
     if taps.rows == 1:

@@ -16,6 +16,7 @@ cdef enum:
     FUSED_BYTES = 10 << 20
     FUSED_PATCHES = 128
     MOST_WIDE = 64                      # floats of a panel's row
+    FUSED_VALUES = 128 * 36             # of a channel
 
 
 cdef inline bint is_streamed(
@@ -36,11 +37,12 @@ cdef inline bint is_fused(
     320 and 336; 512->512 with 16 patches 240 and 135, 128 patches 312 and 171. U that was
     made beforehand is faster (256->256 with 4 patches 144 and 115, 64 patches 340 and
     315), but may be too large (512->512 with 16 patches 270 and 270, in 4 times the
-    memory).
+    memory). More points are for fewer patches (64 points, 100 patches: 372 and 408).
     """
     cdef isize weights = points_of(f) * depth * outs * size
     return (
         is_streamed(f, depth, outs, size) and patches <= FUSED_PATCHES
+        and patches * points_of(f) <= FUSED_VALUES
         and patches * points_of(f) * depth * size <= FUSED_BYTES
         and (not packed or weights > WEIGHT_BYTES))
 

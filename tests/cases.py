@@ -234,6 +234,8 @@ CONV_CASES = {
     "depth multiplier": ConvCase(2, 5, 8, 8, 10, 3, 3, padding=1, groups=5),
     "no images": ConvCase(0, 3, 8, 8, 4, 3, 3, padding=1),
     "wide enough for minimal filtering": ConvCase(2, 33, 13, 14, 35, 3, 3, padding=1),
+    "minimal filtering at 7 points": ConvCase(3, 18, 14, 18, 34, 3, 3, padding=1),
+    "minimal filtering at 8 points": ConvCase(3, 17, 18, 35, 33, 3, 3, padding=1),
     "5x5 minimal filtering": ConvCase(2, 17, 12, 15, 34, 5, 5, padding=2),
     "5x5 minimal filtering, many channels": ConvCase(
         2, 130, 12, 13, 20, 5, 5, padding=2

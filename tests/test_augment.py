@@ -173,8 +173,8 @@ def test_bad_arguments(make, kind, message):
 
 def test_training_with_it_is_seeded():
     from cnn_ext.layers import Flatten, Linear
-    from cnn_ext.model import Sequential
     from cnn_ext.optimizers import SGD
+    from cnn_ext.sequential import Sequential
     from cnn_ext.training import fit
 
     results = []

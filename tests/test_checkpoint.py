@@ -34,7 +34,8 @@ from cnn_ext.layers import (
     Subsample2d,
     Tanh,
 )
-from cnn_ext.model import Model, Sequential
+from cnn_ext.model import Model
+from cnn_ext.sequential import Sequential
 
 safetensors = pytest.importorskip("safetensors.numpy")
 

@@ -158,6 +158,27 @@ def test_few_channels(case, dtype, kernel_set):
         check(replace(case, setting=setting))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [  # some tiles of rows at constant distances, and rows that fill none
+        ConvCase(2, 18, 9, 13, 24, 1, 1),
+        ConvCase(1, 33, 40, 33, 48, 1, 1, 2),
+        ConvCase(3, 16, 7, 15, 17, 1, 1, bias=False),
+        ConvCase(1, 300, 15, 16, 80, 1, 1),
+        ConvCase(2, 64, 6, 14, 96, 1, 1, (1, 2), groups=2),
+        ConvCase(1, 40, 16, 29, 16, 1, 1, padding=1),
+        ConvCase(1, 16, 57, 58, 16, 3, 3, padding=1),
+        ConvCase(2, 48, 30, 26, 48, 3, 3, padding=1),
+        ConvCase(3, 34, 21, 22, 50, 3, 3),
+    ],
+    ids=lambda case: f"{case.c}-{case.k}-{case.r}x{case.s}",
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_at_constant_distances(case, dtype, kernel_set):
+    setting = cases.Setting(dtype, ("channels_last",) * 2, False, kernel_set)
+    check(replace(case, setting=setting))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["3x3 same", "groups", "depthwise", "no images"])
@@ -207,6 +228,12 @@ def test_single_image_is_a_batch_of_one(name, kernel_set):
         (20, 33, 64, (5, 1)),
         (15, 256, 32, (1, 3)),
         (16, 20, 130, (3, 1)),
+        # sums of more channels than are summed at once, where the points ask for it
+        (35, 128, 16, (3, 3)),
+        (29, 140, 18, (3, 3)),
+        (14, 512, 64, (3, 3)),
+        (20, 300, 17, (5, 5)),
+        (20, 300, 32, (1, 7)),
     ],
 )
 def test_precision_is_as_promised(size, channels, filters, kernel, order, kernel_set):
@@ -217,7 +244,9 @@ def test_precision_is_as_promised(size, channels, filters, kernel, order, kernel
     plain = arrays(case, cases.normals)
     expected = passes(reference, case, *plain)
     setting = replace(case, setting=cases.Setting(orders=(order, order)))
-    for strict, bounds in ((True, (1e-6,) * 3), (False, (5e-6, 5e-6, 1e-5))):
+    products = channels * kernel[0] * kernel[1]
+    direct = 1e-6 * max(1.0, products / 3000) ** 0.5
+    for strict, bounds in ((True, (direct,) * 3), (False, (5e-6, 5e-6, 1e-5))):
         with machine(kernel_set, strict=strict):
             actual = passes(F, case, *laid_out(setting, *plain))
         for ours, theirs, bound in zip(actual, expected, bounds, strict=False):

@@ -17,6 +17,8 @@ from cnn_ext import (
     ReLU,
     ReLU6,
     Sequential,
+    get_num_threads,
+    set_num_threads,
     zoo,
 )
 
@@ -61,6 +63,38 @@ def test_nets_of_the_zoo(name):
     expected = model(x)
     y = model.freeze(x.shape)(x)
     assert np.abs(y - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def separable_blocks():
+    """Depthwise convolutions between others, with and without a sum behind them."""
+    x = Input((24, 40, 40))
+    h = ReLU6()(BatchNorm2d(96)(Conv2d(24, 96, 1, bias=False, seed=1)(x)))
+    h = ReLU6()(BatchNorm2d(96)(DepthwiseConv2d(96, 3, padding=1, seed=2)(h)))
+    h = ReLU()(BatchNorm2d(24)(Conv2d(96, 24, 1, seed=3)(h)) + x)
+    h = ReLU()(DepthwiseConv2d(24, 5, padding=2, stride=2, seed=4)(h))
+    h = Conv2d(24, 32, 1, seed=5)(h)
+    return Model(x, Linear(32 * 400, 5, seed=6)(Flatten()(h)))
+
+
+@pytest.mark.parametrize("n", [8, 18, 23])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_chains_take_some_images_at_a_time(n, dtype):
+    model = trained(separable_blocks(), (24, 40, 40), dtype)
+    x = random((n, 24, 40, 40), dtype)
+    frozen = model.freeze(x.shape)
+    assert " > " in frozen.plan.summary()
+    if dtype == np.float32:  # what is between the convolutions is not the plan's
+        assert frozen.plan.memory < 0.6 * n * 96 * 1600 * x.itemsize
+    expected = model(x)
+    bound = 1e-5 if dtype == np.float32 else 1e-12
+    y = frozen(x)
+    assert np.abs(y - expected).max() <= bound * np.abs(expected).max()
+    before = get_num_threads()
+    try:
+        set_num_threads(1 if before > 1 else 2)
+        np.testing.assert_array_equal(frozen(x), y)
+    finally:
+        set_num_threads(before)
 
 
 def test_later_changes_do_not_show():

@@ -31,7 +31,7 @@ from cnn_ext.layers import (
     SiLU,
     Upsample,
 )
-from cnn_ext.model import Sequential
+from cnn_ext.sequential import Sequential
 
 F64 = {"dtype": np.float64, "seed": 1}
 DRAWN = {"weight_init": "default", "bias_init": "default"}

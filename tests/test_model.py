@@ -28,7 +28,8 @@ from cnn_ext.layers import (
     Tanh,
 )
 from cnn_ext.losses import CrossEntropy
-from cnn_ext.model import Model, Sequential
+from cnn_ext.model import Model
+from cnn_ext.sequential import Sequential
 
 RNG = np.random.default_rng(0)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cnn_ext.layers import Linear, Parameter, ReLU
-from cnn_ext.model import Sequential
 from cnn_ext.optimizers import SGD, Adam, RMSprop
+from cnn_ext.sequential import Sequential
 
 OPTIONS = [
     {},

@@ -9,16 +9,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from cnn_ext.clipping import clip_grad_norm, clip_grad_value
 from cnn_ext.layers import Linear, Parameter, ReLU
-from cnn_ext.model import Sequential
 from cnn_ext.optimizers import (
     SGD,
     Adam,
     AdamW,
     RMSprop,
-    clip_grad_norm,
-    clip_grad_value,
 )
+from cnn_ext.sequential import Sequential
 
 KINDS = {"Adam": Adam, "AdamW": AdamW, "RMSprop": RMSprop}
 CASES = pytest.mark.parametrize(

@@ -47,10 +47,11 @@ from cnn_ext.layers import (
     Tanh,
     Upsample,
 )
-from cnn_ext.model import Model, Sequential
+from cnn_ext.model import Model
 from cnn_ext.plan import PLANS, Plan
 from cnn_ext.plan import run as plan_run
 from cnn_ext.plan.arena import ALIGNMENT
+from cnn_ext.sequential import Sequential
 
 F64 = {"dtype": np.float64}
 DRAWN = {"weight_init": "default", "bias_init": "default"}
@@ -188,9 +189,9 @@ def _images(model, n, seed=1):
 def _layer_by_layer(model, x, seed=2):
     """y, an error, the gradients, and the model after it, without any plan."""
     model = model.copy()
-    y, saved = model._forward(x, train=True)
+    y, saved = model._graph.forward(x, train=True)
     grad_y = np.random.default_rng(seed).standard_normal(y.shape).astype(y.dtype)
-    return y, grad_y, *model._backward(grad_y, saved, True), model
+    return y, grad_y, *model._graph.backward(grad_y, saved, True), model
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_plan_computes_what_the_layers_compute(name, n):
     model = (MODELS | ZOO)[name].astype(np.float64)
     x = _images(model, n)
     y, grad_y, grad_x, grads, after = _layer_by_layer(model, x)
-    inference = model._forward(x, train=False)[0]
+    inference = model._graph.forward(x, train=False)[0]
     assert _relative(model(x), inference) < 1e-12
 
     actual, pullback = model.vjp(x)
@@ -269,7 +270,7 @@ def test_random_graphs(seed):
     model = _random_graph(seed)
     x = _images(model, 1 + seed % 3)
     y, grad_y, grad_x, grads, _ = _layer_by_layer(model, x)
-    assert _relative(model(x), model._forward(x, False)[0]) < 1e-11
+    assert _relative(model(x), model._graph.forward(x, False)[0]) < 1e-11
     actual, pullback = model.copy().vjp(x)
     assert _relative(actual, y) < 1e-10
     for _ in range(2):
@@ -580,11 +581,11 @@ def test_parameters_are_read_anew():
     conv = model.layers["0"]
 
     def check():
-        expected, saved = model._forward(x, train=True)
+        expected, saved = model._graph.forward(x, train=True)
         y, pullback = model.vjp(x)
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(model(x), expected, rtol=1e-5, atol=1e-5)
-        grads = model._backward(y, saved, True)[1]
+        grads = model._graph.backward(y, saved, True)[1]
         actual = pullback(y)[1]
         assert actual.keys() == grads.keys()
         for key, grad in grads.items():
@@ -621,7 +622,7 @@ def test_folded_normalisation_follows_its_values():
     x = _images(model, 2)
     rng = np.random.default_rng(0)
     for _ in range(2):
-        expected, _ = model._forward(x, train=False)
+        expected, _ = model._graph.forward(x, train=False)
         assert _relative(model(x), expected) < 1e-12
         for _, buffer in model.named_buffers():
             buffer.value += rng.uniform(0, 0.3, buffer.shape)
@@ -635,7 +636,7 @@ def test_dropout_draws_in_the_order_of_the_layers():
     )
     x = np.ones((4, 6), np.float32)
     twin = model.copy()
-    expected, _ = _with_rng(model)._forward(x, True)
+    expected, _ = _with_rng(model)._graph.forward(x, True)
     y, _ = _with_rng(twin).vjp(x)
     np.testing.assert_array_equal(y, expected)
     again, _ = twin.vjp(x)
@@ -687,7 +688,7 @@ def test_parameters_of_custom_layers_may_lie_anyhow():
     model = Sequential(Scale(6), Linear(6, 2, **F64), input_shape=(6,))
     model.layers["0"].gain.value = np.arange(12.0)[::2]
     x = np.ones((2, 6))
-    expected, _ = model._forward(x, False)
+    expected, _ = model._graph.forward(x, False)
     np.testing.assert_array_equal(model(x), expected)
     assert len(model._plans) == 1
 
@@ -763,7 +764,7 @@ def test_a_last_layer_may_return_anything():
 )
 def test_what_has_no_plan_goes_layer_by_layer(make):
     model, x = make()
-    expected, _ = model._forward(x, train=False)
+    expected, _ = model._graph.forward(x, train=False)
     np.testing.assert_array_equal(model(x), expected)
     assert len(model._plans) == 0
 

@@ -406,3 +406,34 @@ def test_wide_images(kernel, stride, dilation, order, kernel_set):
     np.testing.assert_array_equal(y, windows.max(-1))
     np.testing.assert_array_equal(only, y)
     np.testing.assert_array_equal(argmax, windows.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("content", ["integers", "specials"])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 19, 7, 7), (1, 70, 3, 5), (2, 3, 40, 30), (1, 2, 1, 600), (1, 1, 23, 23)],
+)
+def test_maxima_of_whole_planes(shape, content, dtype):
+    """Small planes are turned, large ones compared lane by lane."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-9, 9, shape).astype(dtype)
+    if content == "specials":
+        x[rng.random(shape) < 0.02] = np.nan
+        x[:, -1] = -np.inf
+        x[0, 0] = np.where(x[0, 0] > 0, 0.0, -0.0)
+    size = shape[2] + 1, shape[3] + 2  # windows may end beyond the plane
+    for k, options in (shape[2:], {}), (size, {"ceil_mode": True}):
+        y, indices = reference.max_pool2d(x, k, return_indices=True, **options)
+        if y.shape[2:] != (1, 1):
+            continue
+        _, argmax = reference.max_pool2d(x, k, return_argmax=True, **options)
+        for kernel_set in cases.KERNEL_SETS:
+            with machine(kernel_set, 1):
+                ours, position = F.max_pool2d(x, k, return_argmax=True, **options)
+                plain = F.max_pool2d(x, k, **options)
+                _, flat = F.max_pool2d(x, k, return_indices=True, **options)
+            np.testing.assert_array_equal(position, argmax)
+            np.testing.assert_array_equal(flat, indices)
+            assert_same_bits(ours, winners(x, indices))
+            assert_same_bits(plain, winners(x, indices))

@@ -32,8 +32,8 @@ from cnn_ext.layers import (
     Linear,
     ReLU,
 )
-from cnn_ext.model import Sequential
 from cnn_ext.optimizers import SGD, Adam, AdamW, RMSprop
+from cnn_ext.sequential import Sequential
 from cnn_ext.training import fit
 
 pytest.importorskip("safetensors", reason="checkpoints are written with it")

@@ -15,8 +15,8 @@ import cnn_ext
 from cnn_ext import training
 from cnn_ext.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU, ScaledTanh
 from cnn_ext.losses import CrossEntropy, SquaredError
-from cnn_ext.model import Sequential
 from cnn_ext.optimizers import SGD
+from cnn_ext.sequential import Sequential
 from cnn_ext.training import History, evaluate, fit
 
 

@@ -9,6 +9,7 @@ from cases import machine
 from checks import assert_near, assert_same_bits
 
 from cnn_ext import _softmax, _update
+from cnn_ext.clipping import clip_grad_norm, clip_grad_value
 from cnn_ext.layers import Parameter
 from cnn_ext.losses import CrossEntropy
 from cnn_ext.optimizers import (
@@ -16,8 +17,6 @@ from cnn_ext.optimizers import (
     Adam,
     AdamW,
     RMSprop,
-    clip_grad_norm,
-    clip_grad_value,
 )
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])

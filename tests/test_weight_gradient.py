@@ -22,6 +22,8 @@ from cnn_ext import reference
         (61, 35, (1, 1), {"stride": 2}),
         (130, 48, (1, 1), {}),
         (20, 70, (1, 1), {}),  # planes: the operands exchange
+        (130, 270, (1, 1), {"stride": 2, "padding": 6}),  # parts share the errors
+        (66, 264, (2, 2), {"padding": 1}),
     ],
 )
 def test_blocks_of_channels(

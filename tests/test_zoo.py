@@ -10,9 +10,9 @@ import pytest
 
 from cnn_ext import zoo
 from cnn_ext.gradcheck import gradcheck
+from cnn_ext.graph import Graph, Step
 from cnn_ext.layers import ReLU, ReLU6, SiLU, Subsample2d
 from cnn_ext.losses import CrossEntropy
-from cnn_ext.model import Step
 from cnn_ext.training import evaluate, fit
 
 
@@ -67,8 +67,8 @@ def _smooth(model):
     kinks = (ReLU, ReLU6)
     turned = {v: SiLU() if isinstance(v, kinks) else v for v in model.layers.values()}
     names = {turned[layer]: name for name, layer in model.layers.items()}
-    steps = [Step(turned[step.layer], step.inputs) for step in model._steps]
-    model._assemble(steps, names, model.input_shape)
+    steps = [Step(turned[step.layer], step.inputs) for step in model._graph.steps]
+    model._set_up(Graph(steps, names), model.input_shape)
     return model
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from cases import KERNEL_SETS, THREADS, lay_out, machine
 
 from cnn_ext import functional as F
+from cnn_ext.clipping import clip_grad_norm
 from cnn_ext.layers import GELU, Add, BatchNorm2d, Parameter, ReLU, Tanh
 from cnn_ext.losses import CrossEntropy
-from cnn_ext.optimizers import Adam, clip_grad_norm
+from cnn_ext.optimizers import Adam
 
 
 def operators(dtype: str, order: str) -> dict:

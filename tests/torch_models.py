@@ -69,8 +69,8 @@ def loss_and_gradients(model: Any, x: np.ndarray, labels: np.ndarray) -> dict[st
     buffers = {n: torch.from_numpy(b.value.copy()) for n, b in model.named_buffers()}
     leaves["x"] = torch.from_numpy(x.copy()).requires_grad_()
     values = [leaves["x"]]
-    for step in model._steps:
-        name = model._names[step.layer]
+    for step in model._graph.steps:
+        name = model._graph.names[step.layer]
         held = {
             key: (leaves | buffers)[f"{name}.{key}"]
             for key in step.layer.parameters | step.layer.buffers

@@ -65,13 +65,13 @@ def _nodes(layer: Any, inputs: list[str], y: str, held: dict[str, str]) -> Itera
 def onnx_net(model: Model, shape: tuple[int, ...]) -> bytes:
     """Return a float32 model in inference as a serialized ONNX model, x to y."""
     nodes, arrays = [], []
-    if any(isinstance(step.layer, ReLU6) for step in model._steps):
+    if any(isinstance(step.layer, ReLU6) for step in model._graph.steps):
         for value, name in ((0, "zero"), (6, "six")):
             arrays.append(numpy_helper.from_array(np.array(value, np.float32), name))
-    names = ["x", *(f"v{k}" for k in range(len(model._steps)))]
+    names = ["x", *(f"v{k}" for k in range(len(model._graph.steps)))]
     names[-1] = "y"
-    for k, step in enumerate(model._steps):
-        place = model._names[step.layer]
+    for k, step in enumerate(model._graph.steps):
+        place = model._graph.names[step.layer]
         held = {}
         for key, array in (step.layer.parameters | step.layer.buffers).items():
             held[key] = f"{place}.{key}"

@@ -83,16 +83,16 @@ def _module(layer: Any, in_place: bool) -> nn.Module:
 def module_of(model: Model) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """Return the model as a module, and its tensors by our names of parameters."""
     modules, tensors = [], {}
-    inputs = [step.inputs for step in model._steps]
+    inputs = [step.inputs for step in model._graph.steps]
     uses = [i for step in inputs for i in step]
-    for step in model._steps:
+    for step in model._graph.steps:
         layer = step.layer
         module = _module(layer, uses.count(step.inputs[0]) == 1 and step.inputs[0] > 0)
         with torch.no_grad():
             for key, held in (layer.parameters | layer.buffers).items():
                 tensor = getattr(module, key)
                 tensor.data = torch.from_numpy(held.value.copy())
-                tensors[f"{model._names[layer]}.{key}"] = tensor
+                tensors[f"{model._graph.names[layer]}.{key}"] = tensor
         modules.append(module)
     chain = all(step == (k,) for k, step in enumerate(inputs))
     whole = nn.Sequential(*modules) if chain else _Graph(modules, inputs)

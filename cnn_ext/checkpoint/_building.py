@@ -10,9 +10,11 @@ import numpy as np
 
 from cnn_ext.checkpoint._format import NONSENSE, CheckpointError
 from cnn_ext.checkpoint._headers import clipped
+from cnn_ext.graph import Graph, Step
 from cnn_ext.initializers import Initializer
 from cnn_ext.layers.base import Layer, checked_shape
-from cnn_ext.model import Model, Sequential, Step
+from cnn_ext.model import Model
+from cnn_ext.sequential import Sequential
 
 _LAYER_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
@@ -46,7 +48,8 @@ def build_model(
     try:
         shape = structure.get("input_shape")
         shape = shape if shape is None else checked_shape(shape, "input_shape")
-        model._assemble(steps, {v: k for k, v in built.items()}, shape)
+        graph = Graph(steps, {v: k for k, v in built.items()})
+        model._set_up(graph, shape)
     except NONSENSE as error:
         raise CheckpointError(f"has layers that do not fit: {error}") from error
     model.metadata = metadata

@@ -18,7 +18,8 @@ from cnn_ext.checkpoint._format import (
     PathLike,
     safetensors,
 )
-from cnn_ext.model import Model, Sequential
+from cnn_ext.model import Model
+from cnn_ext.sequential import Sequential
 
 
 def save(model: Model, path: PathLike) -> None:
@@ -90,12 +91,13 @@ def structure_of(model: Model) -> str:
                 f"layer {name}, {layer!r}, cannot be saved: its arguments must be "
                 f"numbers, strings, None, or tuples of them ({error})"
             ) from error
+    graph = model._graph
     structure = {
         "format_version": FORMAT_VERSION,
         "class": "Sequential" if isinstance(model, Sequential) else "Model",
         "input_shape": model.input_shape,
         "layers": layers,
-        "steps": [[model._names[step.layer], step.inputs] for step in model._steps],
+        "steps": [[graph.names[step.layer], step.inputs] for step in graph.steps],
         "metadata": model.metadata,
     }
     try:

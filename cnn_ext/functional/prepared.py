@@ -128,7 +128,7 @@ def prepare_conv2d(
     `conv2d` packs, or transforms, the weights at every call. That is little work for
     large images, and most of it for small ones with many channels. Weights prepared for
     small images may be transformed where `conv2d` would not: then results differ from
-    its by rounding, and weights take up to 4 times their memory.
+    its by rounding, and weights take up to 7 times their memory.
 
     Parameters
     ----------

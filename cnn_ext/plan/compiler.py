@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnn_ext.plan.fusion import Operation, operations
-from cnn_ext.plan.operators import Back, added, write
+from cnn_ext.plan.fusion import Operation, chains, operations
+from cnn_ext.plan.operators import Back, added, chained, write
 from cnn_ext.plan.program import Program, Slot, Value
 
 if TYPE_CHECKING:
@@ -26,16 +26,25 @@ def compiled(
 ) -> Program:
     """Write down all steps of a model for a batch of this shape.
 
-    The same walk as `Model._forward` and `Model._backward`, once for all runs.
+    The same walk as `Graph.forward` and `Graph.backward`, once for all runs.
     """
-    p = Program(shape, dtype, train, model._names, frozen)
-    p.output = len(model._steps)
-    shapes = model._shapes(shape[1:])
+    graph = model._graph
+    p = Program(shape, dtype, train, graph.names, frozen)
+    p.output = len(graph.steps)
+    shapes = graph.shapes(shape[1:])
     values: dict[int, Any] = {0: p.x}
     walked: list[tuple[Operation, Back]] = []
-    for op in operations(model, train):
-        values[op.output], back = write(p, op, [values[i] for i in op.inputs])
-        walked.append((op, back))
+    ops = operations(model, train)
+    for run in chains(ops) if frozen else [[op] for op in ops]:
+        if len(run) > 1:
+            inputs = [values[i] for i in (run[0].inputs[0], *run[-1].inputs[1:])]
+            y = chained(p, run, inputs)
+            if y is not None:
+                values[run[-1].output] = y
+                continue
+        for op in run:
+            values[op.output], back = write(p, op, [values[i] for i in op.inputs])
+            walked.append((op, back))
     y = values[p.output]
     p.y = y if isinstance(y, Slot) else _result(p, y)
     if not train:
@@ -51,7 +60,7 @@ def compiled(
     for op, back in reversed(walked):
         if op.output not in of:
             continue  # nothing before it learns
-        wanted = [input_gradient or model._trained[i] for i in op.inputs]
+        wanted = [input_gradient or graph.trained[i] for i in op.inputs]
         if not any(wanted) and not any(layer.parameters for layer in op.layers):
             continue
         arriving = of.pop(op.output)

@@ -36,7 +36,7 @@ from cnn_ext.layers import (
 if TYPE_CHECKING:
     from cnn_ext.model import Model
 
-__all__ = ["Operation", "operations"]
+__all__ = ["Operation", "chains", "operations"]
 
 _CONVOLUTIONS = (Conv2d, DepthwiseConv2d)
 _PIECEWISE = (ReLU, ReLU6)
@@ -80,13 +80,45 @@ class Operation:
 def operations(model: Model, train: bool) -> list[Operation]:
     """Return what is to be run for a model, in order."""
     ops = [
-        Operation(step.layer, step.inputs, k + 1) for k, step in enumerate(model._steps)
+        Operation(step.layer, step.inputs, k + 1)
+        for k, step in enumerate(model._graph.steps)
     ]
     if not train:
         ops = _without_dropout(ops)
     ops = _pool_first(ops) if train else _merged(ops, _takes_norm, "norm")
     ops = _with_sums(ops)
     return _merged(ops, _takes_activation, "activation")
+
+
+def chains(ops: list[Operation]) -> list[list[Operation]]:
+    """Return the operations in runs that may go image by image through a cache.
+
+    That pays around a depthwise convolution, which does little with what it reads: it,
+    and the convolutions beside it, where nothing else reads what is between.
+    """
+    reader = _only_reader(ops)
+    runs: list[list[Operation]] = []
+    for op in ops:
+        run = runs[-1] if runs else [op]
+        before = run[-1]
+        if (
+            before is not op
+            and reader.get(before.output) is op
+            and op.inputs[0] == before.output
+            and len(before.inputs) == 1
+            and _is(before.layer, _CONVOLUTIONS)
+            and _is(op.layer, _CONVOLUTIONS)
+            and _is_depthwise(before.layer) != _is_depthwise(op.layer)
+            and (len(run) == 1 or not _is_depthwise(op.layer))
+        ):
+            run.append(op)
+        else:
+            runs.append([op])
+    return runs
+
+
+def _is_depthwise(layer: Any) -> bool:
+    return layer.groups > 1 and layer.groups == layer.in_channels
 
 
 def _is(layer: Layer | None, kinds: tuple[type, ...]) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from cnn_ext.graph import check_gradients, explained, place
 from cnn_ext.layers.base import Layer
 from cnn_ext.plan.fusion import Operation
 from cnn_ext.plan.program import Program, Slot, Value
 
-__all__ = ["explained", "opaque", "place"]
+__all__ = ["opaque"]
 
 
 def opaque(p: Program, op: Operation, inputs: list[Value]) -> tuple[Any, Any]:
@@ -54,16 +55,6 @@ def opaque(p: Program, op: Operation, inputs: list[Value]) -> tuple[Any, Any]:
     return y, back
 
 
-def place(layer: Layer, name: str) -> str:
-    return f"layer {name}, {layer!r}"
-
-
-def explained(error: Exception, layer: Layer, name: str) -> Exception:
-    """The error with the name of the layer that raised it."""
-    kind = TypeError if isinstance(error, TypeError) else ValueError
-    return kind(f"{place(layer, name)}: {error}")
-
-
 def _forward(
     layer: Layer, name: str, train: bool, saved: list, y: Any, *inputs: np.ndarray
 ) -> None:
@@ -99,15 +90,6 @@ def _backward(
     for key, target in zip(layer.parameters, of_parameters, strict=True):
         if target is not None:
             _copy(target, grads[key], layer, name, "backward", key)
-
-
-def check_gradients(grads: dict[str, np.ndarray], layer: Layer, name: str) -> None:
-    """Raise ValueError unless there is one gradient a parameter."""
-    if grads.keys() != layer.parameters.keys():
-        raise ValueError(
-            f"{place(layer, name)}: backward returned gradients for "
-            f"{sorted(grads)}, the parameters are {sorted(layer.parameters)}"
-        )
 
 
 def _copy(

@@ -59,6 +59,29 @@
 #define TILE FN(flat_tile4)
 #include "tile.h"
 #undef FLAT
+#undef ROWS
+#undef EVEN
+#define EVEN 1
+#define ROWS EVEN_ROWS_1
+#define NV 1
+#define TILE FN(even_tile1)
+#include "tile.h"
+#undef ROWS
+#define ROWS MR
+#define NV 2
+#define TILE FN(even_tile2)
+#include "tile.h"
+#undef ROWS
+#define ROWS LOW_ROWS
+#define NV 3
+#define TILE FN(even_tile3)
+#include "tile.h"
+#undef EVEN
+static const cnn_even_kernel FN(even_tiles)[] = {
+    {EVEN_ROWS_1, FN(even_tile1)},
+    {MR, FN(even_tile2)},
+    {LOW_ROWS, FN(even_tile3)},
+};
 static const cnn_flat_kernel FN(flat_tiles)[] = {
     {MR, FN(flat_tile1), MR / 2, FN(flat_rest1)},
     {MR, FN(flat_tile2), MR / 2, FN(flat_rest2)},
@@ -230,11 +253,24 @@ static const cnn_dot_kernel FN(dot_tiles)[] = {
 #define TALL 1
 #define WIDE 0
 #include "winograd.h"
+#define W(name) FN(name##_3x3_large)
+#define P 8
+#define R 3
+#define TALL 1
+#define WIDE 1
+#include "winograd.h"
+#define W(name) FN(name##_3x3_middle)
+#define P 7
+#define R 3
+#define TALL 1
+#define WIDE 1
+#include "winograd.h"
 static const cnn_winograd *const FN(winograd)[] = {
     &FN(winograd_3x3), &FN(winograd_5x5), &FN(winograd_1x3), &FN(winograd_3x1),
     &FN(winograd_1x5), &FN(winograd_5x1), &FN(winograd_1x7), &FN(winograd_7x1),
     &FN(winograd_1x3_small), &FN(winograd_3x1_small), &FN(winograd_5x5_large),
     &FN(winograd_1x7_large), &FN(winograd_7x1_large),
+    &FN(winograd_3x3_large), &FN(winograd_3x3_middle),
     &FN(winograd_2x2), &FN(winograd_2x2_large), &FN(winograd_1x2), &FN(winograd_2x1),
     &FN(winograd_1x2_large), &FN(winograd_2x1_large), 0,
 };
@@ -260,6 +296,7 @@ static const cnn_kernels FN(kernels) = {
     .keeping_low_tile = FN(keeping_low_tile),
     .low_rows = LOW_ROWS,
     .flat_tile = FN(flat_tiles),
+    .even_tile = FN(even_tiles),
     .plane_tile = FN(plane_tiles),
     .dot_tile = FN(dot_tiles),
     .gradient_tile = FN(gradient_tiles),

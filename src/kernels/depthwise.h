@@ -11,17 +11,45 @@
 /* n lanes of pixel i from x on */
 #define PIXEL(i) FN(load_lanes)(x + (i) * step, 1, n)
 
-/* The `near` body's loop: DO(i, s) for output i that meets the pixel at tap s. Pixels
- * [from, to) of the block are in the image; a whole block has them all. */
-#define EACH_PIXEL(near, stride, whole, from, to, DO)                             \
+/* The `near` body's loop: DO(i, s) for output i that meets the pixel at tap s. `inside`
+ * has a bit for each pixel of the block that is in the image; a whole block has them
+ * all. It steps from pixel to pixel: compilers keep (and spill) all their distances. */
+#define EACH_PIXEL(near, stride, whole, inside, DO)                               \
     UNROLL for (int q = 0; q < (SOME - 1) * stride + near; q++) {                 \
-        if (!whole && (q < from || q >= to)) continue;                            \
-        VEC pixel = PIXEL(q);                                                     \
+        const REAL *here = x;                                                     \
+        x = FN(at)(x + step);                                                     \
+        if (!whole && !(inside & 1u << q)) continue;                              \
+        VEC pixel = FN(load_lanes)(here, 1, n);                                   \
         FN(keep)(&pixel);                                                         \
         UNROLL for (int s = 0; s < near; s++)                                     \
             if (q >= s && (q - s) % stride == 0 && (q - s) / stride < SOME)       \
                 DO((q - s) / stride, s);                                          \
     }
+
+/* The pixels [from, to) of a block, as bits */
+static inline unsigned FN(bits_of)(isize from, isize to)
+{
+    from = from < 0 ? 0 : from < 31 ? from : 31;
+    to = to < 0 ? 0 : to < 31 ? to : 31;
+    return (1u << to) - (1u << (from < to ? from : to));
+}
+
+/* Ask the second-level cache for what the next row reads first, and writes, of n lanes */
+BODY FN(fetch_row)(const cnn_depthwise *g, const REAL *y, isize p, isize c,
+                   const int stride)
+{
+    const REAL *x = (const REAL *)g->x[g->rows - 1] + g->x_ahead;
+    x += (p * stride + g->dx[0]) * g->x_step + c;
+    y += g->y_ahead + c;
+    UNROLL for (int i = 0; i < SOME; i++) {
+        __builtin_prefetch(y, 0, 2);
+        y = FN(at)(y + g->y_step);
+    }
+    UNROLL for (int q = 0; q < SOME * stride; q++) {
+        __builtin_prefetch(x, 0, 2);
+        x = FN(at)(x + g->x_step);
+    }
+}
 
 /* y = bias + sum over taps of x * weight for SOME outputs from p on (`todo` of them
  * are there) and n lanes */
@@ -30,24 +58,29 @@ BODY FN(depthwise_near)(const cnn_depthwise *g, REAL *y, const REAL *weight,
                         isize todo, const int near, const int stride,
                         const int whole)
 {
-    isize step = g->x_step, left = p * stride + g->dx[0], from = -left;
-    isize to = g->width - left;
+    isize step = g->x_step, left = p * stride + g->dx[0];
+    unsigned inside = FN(bits_of)(-left, g->width - left);
     VEC acc[SOME], w[7];
+    if (g->x_ahead && g->rows > 0) FN(fetch_row)(g, y, p, c, stride);
     UNROLL for (int i = 0; i < SOME; i++)
         acc[i] = bias ? FN(load)(bias + c) : (VEC){0};
     for (isize r = 0; r < g->rows; r++) {
         const REAL *x = (const REAL *)g->x[r] + left * step + c;
         const REAL *tap = weight + g->tap[r * near] + c;
         isize next = g->tap[1] - g->tap[0];
-        UNROLL for (int s = 0; s < near; s++) w[s] = FN(load)(tap + s * next);
+        UNROLL for (int s = 0; s < near; s++) {
+            w[s] = FN(load)(tap);
+            tap = FN(at)(tap + next);
+        }
 #define ADD(i, s) acc[i] += w[s] * pixel
-        EACH_PIXEL(near, stride, whole, from, to, ADD)
+        EACH_PIXEL(near, stride, whole, inside, ADD)
 #undef ADD
     }
+    y += c;
     UNROLL for (int i = 0; i < SOME; i++) {
-        VEC sum = acc[i];
-        sum = FN(activated)(sum, activation);
-        if (whole || i < todo) FN(store_some)(y + i * g->y_step + c, sum, n);
+        if (whole || i < todo)
+            FN(store_some)(y, FN(activated)(acc[i], activation), n);
+        y = FN(at)(y + g->y_step);
     }
 }
 
@@ -57,9 +90,10 @@ BODY FN(depthwise_gradient_near)(const cnn_depthwise *g, REAL *sums,
                                  isize todo, const int near, const int stride,
                                  const int whole)
 {
-    isize step = g->x_step, left = p * stride + g->dx[0], from = -left;
-    isize to = g->width - left;
+    isize step = g->x_step, left = p * stride + g->dx[0];
+    unsigned inside = FN(bits_of)(-left, g->width - left);
     VEC error[SOME];
+    if (g->x_ahead && g->rows > 0) FN(fetch_row)(g, grad_y, p, c, stride);
     UNROLL for (int i = 0; i < SOME; i++)
         error[i] = whole || i < todo
                        ? FN(load_lanes)(grad_y + i * g->y_step + c, 1, n)
@@ -69,7 +103,7 @@ BODY FN(depthwise_gradient_near)(const cnn_depthwise *g, REAL *sums,
         VEC acc[7] = {{0}};
 #define ADD(i, s)                                                                 \
     if (whole || i < todo) acc[s] += error[i] * pixel
-        EACH_PIXEL(near, stride, whole, from, to, ADD)
+        EACH_PIXEL(near, stride, whole, inside, ADD)
 #undef ADD
         UNROLL for (int s = 0; s < near; s++) {
             REAL *to_ = sums + g->tap[r * near + s] + c;

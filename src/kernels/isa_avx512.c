@@ -4,6 +4,7 @@
 #define MR 14
 #define LOW_ROWS 8
 #define WIDE_ROWS 6
+#define EVEN_ROWS_1 14
 #define PLANE_ROWS_1 1
 #define PLANE_VECTORS_1 8
 #define PLANE_ROWS_2 3

@@ -4,6 +4,7 @@
 #define MR 5
 #define LOW_ROWS 3
 #define WIDE_ROWS 2
+#define EVEN_ROWS_1 10
 #define PLANE_ROWS_1 1
 #define PLANE_VECTORS_1 4
 #define PLANE_ROWS_2 2

@@ -1,6 +1,7 @@
 /* The kernel bodies for float and double, and their table, for one instruction set:
  * ISA, VBYTES (bytes in a vector), MR (rows of a tile), LOW_ROWS (of one of three
- * vectors) and WIDE_ROWS (of four) come from isa_*.c. */
+ * vectors), WIDE_ROWS (of four) and EVEN_ROWS_1 (of one, where rows lie at constant
+ * distances) come from isa_*.c. */
 #include <float.h>
 #include <math.h>
 #include <string.h>

@@ -52,8 +52,18 @@ typedef struct {
     const void *next;         /* where lies what will be read next, or NULL: a line is */
     isize next_step;          /* asked for at each step of the first batch, bytes apart */
     void *keep;               /* keeping tiles: rows of B are copied to it, side by side */
-    isize next_lines;         /* flat tiles of 2 vectors and more: so many by each */
+    isize next_lines;         /* flat tiles of 2 vectors and more: so many by each; even
+                                 ones: by all */
+    isize a_row, c_row;       /* even tiles: elements from row to row of A, of C; */
+    int c_far;                /* whether C's lines come from memory */
 } cnn_tile;
+
+/* The same for whole tiles, whose rows lie at constant distances from a[0] and c[0]: any
+ * number of them, `rows` at a time; one batch. */
+typedef struct {
+    isize rows;
+    void (*run)(const cnn_tile *);
+} cnn_even_kernel;
 
 /* The same for any number of rows, `rows` at a time and at last `rest` at most (0: no
  * such kernel); one batch of `depth` steps, a_at has elements to go on by for each of
@@ -154,6 +164,9 @@ typedef struct {
     const void **look;
     /* dots: column 0 of the row that the next outputs will read first, or NULL */
     const void *next;
+    /* depthwise: elements from the last row of taps, and from the row of outputs, to
+       those that are asked for meanwhile; or 0 */
+    isize x_ahead, y_ahead;
 } cnn_depthwise;
 
 /* rows x cols outputs of one plane; CNN_PLANE_HIGH rows are made at a time, so that x has as
@@ -275,6 +288,7 @@ typedef struct {
     void (*keeping_tile)(const cnn_tile *);     /* tile[1] that copies B, */
     void (*keeping_low_tile)(const cnn_tile *); /* and low_tile */
     const cnn_flat_kernel *flat_tile;           /* [vectors - 1], up to 4 */
+    const cnn_even_kernel *even_tile;           /* [vectors - 1], up to 3 */
 
     /* dst[j * dst_step + i] = src[i * src_step + j], i < rows, j < cols */
     void (*transpose)(void *dst, isize dst_step, const void *src, isize src_step,

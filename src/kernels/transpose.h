@@ -13,6 +13,64 @@ static inline void FN(transpose_block)(VEC *block)
     }
 }
 
+#if VBYTES == 64
+#define ZIP_ONES(part, a, b) (VEC)_mm512_unpack##part##_ps((__m512)(a), (__m512)(b))
+#define ZIP_PAIRS(part, a, b) (VEC)_mm512_unpack##part##_pd((__m512d)(a), (__m512d)(b))
+#elif VBYTES == 32
+#define ZIP_ONES(part, a, b) (VEC)_mm256_unpack##part##_ps((__m256)(a), (__m256)(b))
+#define ZIP_PAIRS(part, a, b) (VEC)_mm256_unpack##part##_pd((__m256d)(a), (__m256d)(b))
+#endif
+#ifdef ZIP_PAIRS
+/* A vector of pieces of 16 bytes that lie `step` elements apart. */
+static inline VEC FN(pieces)(const REAL *p, isize step)
+{
+#if VBYTES == 64 && FLOAT_BITS == 32
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(p + step));
+    v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(p + 2 * step));
+    return (VEC)_mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(p + 3 * step));
+#elif VBYTES == 64
+    __m512d v = _mm512_castpd128_pd512(_mm_loadu_pd(p));
+    v = _mm512_mask_broadcast_f64x2(v, 0x0c, _mm_loadu_pd(p + step));
+    v = _mm512_mask_broadcast_f64x2(v, 0x30, _mm_loadu_pd(p + 2 * step));
+    return (VEC)_mm512_mask_broadcast_f64x2(v, 0xc0, _mm_loadu_pd(p + 3 * step));
+#elif FLOAT_BITS == 32
+    __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(p));
+    return (VEC)_mm256_insertf128_ps(v, _mm_loadu_ps(p + step), 1);
+#else
+    __m256d v = _mm256_castpd128_pd256(_mm_loadu_pd(p));
+    return (VEC)_mm256_insertf128_pd(v, _mm_loadu_pd(p + step), 1);
+#endif
+}
+
+/* dst[j * dst_step + i] = src[i * src_step + j] for a whole block: loads and blends bring
+ * the pieces to their places, which spares the one unit that shuffles across vectors
+ * (planes of 16 to 64 channels are turned 1.2 to 1.5 times as fast). */
+static __attribute__((noinline)) void FN(turn_block)(REAL *dst, isize dst_step,
+                                                     const REAL *src, isize src_step)
+{
+    enum { PIECE = 16 / sizeof(REAL) };
+    UNROLL for (int j = 0; j < LANES; j += PIECE) {
+        VEC v[PIECE];
+        UNROLL for (int i = 0; i < PIECE; i++)
+            v[i] = FN(pieces)(src + i * src_step + j, PIECE * src_step);
+#if FLOAT_BITS == 32
+        VEC a = ZIP_ONES(lo, v[0], v[1]), b = ZIP_ONES(hi, v[0], v[1]);
+        VEC c = ZIP_ONES(lo, v[2], v[3]), d = ZIP_ONES(hi, v[2], v[3]);
+        v[0] = ZIP_PAIRS(lo, a, c), v[1] = ZIP_PAIRS(hi, a, c);
+        v[2] = ZIP_PAIRS(lo, b, d), v[3] = ZIP_PAIRS(hi, b, d);
+#else
+        VEC a = ZIP_PAIRS(lo, v[0], v[1]);
+        v[1] = ZIP_PAIRS(hi, v[0], v[1]), v[0] = a;
+#endif
+        UNROLL for (int i = 0; i < PIECE; i++, dst += dst_step) FN(store)(dst, v[i]);
+    }
+}
+#undef ZIP_ONES
+#undef ZIP_PAIRS
+#define FAST_BLOCKS
+#endif
+
 static inline void FN(load_block)(VEC *block, const REAL *src, isize step,
                                   isize rows, isize cols)
 {
@@ -61,6 +119,24 @@ static isize FN(interleave)(REAL *dst, const REAL *src, isize src_step, isize ro
     return j;
 }
 
+/* The same for fewer rows or columns. A function of its own, as `turn_block`, so that
+ * compilers do not keep an address for each row of both. */
+static __attribute__((noinline)) void FN(turn_part)(REAL *dst, isize dst_step,
+                                                    const REAL *src, isize src_step,
+                                                    isize rows, isize cols)
+{
+    isize wide = cols < LANES ? cols : LANES;
+    VEC block[LANES];
+    FN(load_block)(block, src, src_step, rows, wide);
+    if (rows >= LANES && wide == LANES)
+        UNROLL for (int q = 0; q < LANES; q++) FN(store)(dst + q * dst_step, block[q]);
+    else if (rows >= LANES)
+        for (isize q = 0; q < wide; q++) FN(store)(dst + q * dst_step, block[q]);
+    else
+        for (isize q = 0; q < wide; q++)
+            FN(store_part)(dst + q * dst_step, block[q], rows);
+}
+
 static void FN(transpose)(void *dst_, isize dst_step, const void *src_, isize src_step,
                           isize rows, isize cols)
 {
@@ -70,30 +146,20 @@ static void FN(transpose)(void *dst_, isize dst_step, const void *src_, isize sr
         isize done = FN(interleave)(dst, src, src_step, rows, cols);
         dst += done * rows, src += done, cols -= done;
     }
-    for (isize i = 0; i < rows; i += LANES) {
-        isize high = rows - i;
+    for (isize i = 0; i < rows; i += LANES)
         for (isize j = 0; j < cols; j += LANES) {
-            isize wide = cols - j < LANES ? cols - j : LANES;
-            VEC block[LANES];
-            FN(load_block)(block, src + i * src_step + j, src_step, high, wide);
             REAL *to = dst + j * dst_step + i;
-            if (high >= LANES && wide == LANES) {
-                /* lines of as many planes: the next ones come meanwhile (the whole of a
-                   3x3 convolution over planes takes 3 % less time) */
-                if (high >= 3 * LANES)
-                    UNROLL for (int q = 0; q < LANES; q++)
-                        __builtin_prefetch(to + q * dst_step + 2 * LANES, 1, 3);
-                UNROLL for (int q = 0; q < LANES; q++)
-                    FN(store)(to + q * dst_step, block[q]);
-            } else if (high >= LANES) {
-                for (isize q = 0; q < wide; q++) FN(store)(to + q * dst_step, block[q]);
-            } else {
-                for (isize q = 0; q < wide; q++)
-                    FN(store_part)(to + q * dst_step, block[q], high);
+            const REAL *from = src + i * src_step + j;
+#ifdef FAST_BLOCKS
+            if (rows - i >= LANES && cols - j >= LANES) {
+                FN(turn_block)(to, dst_step, from, src_step);
+                continue;
             }
+#endif
+            FN(turn_part)(to, dst_step, from, src_step, rows - i, cols - j);
         }
-    }
 }
+#undef FAST_BLOCKS
 
 static void FN(copy)(void *dst_, isize dst_row, isize dst_col, const void *src_,
                      isize src_row, isize src_col, isize rows, isize cols)

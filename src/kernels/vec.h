@@ -108,16 +108,47 @@ static inline VEC FN(select)(IVEC mask, VEC yes, VEC no)
     return (VEC)((mask & (IVEC)yes) | (~mask & (IVEC)no));
 }
 
-static inline VEC FN(relu_of)(VEC v) /* NaN stays NaN */
+/* op is max or min: of the operands the second, if both are zero or one is NaN */
+#if VBYTES == 64 && FLOAT_BITS == 32
+#define EXTREME(op, a, b) (VEC) _mm512_##op##_ps((__m512)(a), (__m512)(b))
+#elif VBYTES == 64
+#define EXTREME(op, a, b) (VEC) _mm512_##op##_pd((__m512d)(a), (__m512d)(b))
+#elif VBYTES == 32 && FLOAT_BITS == 32
+#define EXTREME(op, a, b) (VEC) _mm256_##op##_ps((__m256)(a), (__m256)(b))
+#elif VBYTES == 32
+#define EXTREME(op, a, b) (VEC) _mm256_##op##_pd((__m256d)(a), (__m256d)(b))
+#elif (defined(__x86_64__) || defined(_M_X64)) && FLOAT_BITS == 32
+#define EXTREME(op, a, b) (VEC) _mm_##op##_ps((__m128)(a), (__m128)(b))
+#elif defined(__x86_64__) || defined(_M_X64)
+#define EXTREME(op, a, b) (VEC) _mm_##op##_pd((__m128d)(a), (__m128d)(b))
+#endif
+
+/* the larger of v and bound, the smaller; a NaN in v stays. Comparing and selecting takes
+ * three instructions where this takes one (1x1 24->144 with ReLU6: 0.88 of the time,
+ * depthwise 3x3 0.9). */
+static inline VEC FN(at_least)(VEC v, VEC bound)
 {
-    return FN(select)((IVEC)(v <= 0), (VEC){0}, v);
+#ifdef EXTREME
+    return EXTREME(max, bound, v);
+#else
+    return FN(select)((IVEC)(v < bound), bound, v);
+#endif
+}
+
+static inline VEC FN(at_most)(VEC v, VEC bound)
+{
+#ifdef EXTREME
+    return EXTREME(min, bound, v);
+#else
+    return FN(select)((IVEC)(v > bound), bound, v);
+#endif
 }
 
 /* What a pass ends with. */
 static inline VEC FN(activated)(VEC v, int activation)
 {
-    if (activation != CNN_LINEAR) v = FN(relu_of)(v);
-    if (activation == CNN_RELU6) v = FN(select)((IVEC)(v >= 6), FN(splat)(6), v);
+    if (activation != CNN_LINEAR) v = FN(at_least)(v, (VEC){0});
+    if (activation == CNN_RELU6) v = FN(at_most)(v, FN(splat)(6));
     return v;
 }
 
@@ -172,19 +203,6 @@ typedef __mmask8 FN(mask);
 #else
 typedef IVEC FN(mask);
 #endif
-#if VBYTES == 64 && FLOAT_BITS == 32
-#define MAXIMUM(a, b) _mm512_max_ps((__m512)(a), (__m512)(b))
-#elif VBYTES == 64
-#define MAXIMUM(a, b) _mm512_max_pd((__m512d)(a), (__m512d)(b))
-#elif VBYTES == 32 && FLOAT_BITS == 32
-#define MAXIMUM(a, b) _mm256_max_ps((__m256)(a), (__m256)(b))
-#elif VBYTES == 32
-#define MAXIMUM(a, b) _mm256_max_pd((__m256d)(a), (__m256d)(b))
-#elif (defined(__x86_64__) || defined(_M_X64)) && FLOAT_BITS == 32
-#define MAXIMUM(a, b) _mm_max_ps((__m128)(a), (__m128)(b))
-#elif defined(__x86_64__) || defined(_M_X64)
-#define MAXIMUM(a, b) _mm_max_pd((__m128d)(a), (__m128d)(b))
-#endif
 
 /* lanes first <= lane < end */
 static inline FN(mask) FN(lane_range)(isize first, isize end)
@@ -222,10 +240,10 @@ static inline VEC FN(blend)(FN(mask) mask, VEC yes, VEC no)
 static inline VEC FN(larger)(VEC value, VEC best)
 {
 #if VBYTES == 64
-    VEC most = (VEC)MAXIMUM(value, best);
+    VEC most = EXTREME(max, value, best);
     return (VEC)BLEND(CMP(value, value, _CMP_UNORD_Q), value, most);
-#elif defined(MAXIMUM)
-    return FN(select)((IVEC)(value != value), value, (VEC)MAXIMUM(value, best));
+#elif defined(EXTREME)
+    return FN(select)((IVEC)(value != value), value, EXTREME(max, value, best));
 #else
     return FN(select)(FN(wins)(value, best), value, best);
 #endif
@@ -249,7 +267,7 @@ static inline VEC FN(add_where)(FN(mask) mask, VEC sum, VEC value)
 #endif
 }
 #undef CMP
-#undef MAXIMUM
+#undef EXTREME
 #undef BLEND
 #undef BLEND_CODES
 #undef ADD_WHERE

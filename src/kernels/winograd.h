@@ -4,15 +4,17 @@
  *
  * y = A^T [ (G w) . (B^T x) ]; B^T holds the coefficients of the products
  * prod (t - p) over the other points, G those points' powers over the products of
- * their differences, A the powers of the points. The points are infinity, pairs
- * +-POINT, so that all sums split into even and odd powers, and 0 if P is even. Of 6
- * points 0, +-1/2, +-3/2 lose about half as many bits as 0, +-1, +-2. Of 5 points those
- * without 0 lose 2/3 as many as 0, +-1, 2.
+ * their differences, A the powers of the points. The points are 0 (unless WITHOUT_0),
+ * pairs +-POINT, so that all sums split into even and odd powers, of 7 a SINGLE one, and
+ * infinity. Of 6 points 0, +-1/2, +-3/2 lose about half as many bits as 0, +-1, +-2; of
+ * 5 those without 0 lose 2/3 as many as 0, +-1, 2.
  * Source: A. Lavin and S. Gray, Fast algorithms for convolutional neural networks,
  * CVPR 2016; points after B. Barabasz et al., ACM TOMS 46(4), 2020. */
 #define M (P - R + 1)
-#define PAIRS ((P - 1) / 2)
-#define ZERO_IS_POINT (P % 2 == 0)
+#define WITHOUT_0 (P == 5)
+#define PAIRS ((P - 2 + WITHOUT_0) / 2)
+#define FROM (1 - WITHOUT_0)               /* the first pair's place */
+#define PAIRED (2 * PAIRS + FROM + 1)      /* points without the single one */
 #define PY (TALL ? P : 1)
 #define PX (WIDE ? P : 1)
 #define MY (TALL ? M : 1)
@@ -21,22 +23,31 @@
 #define RX (WIDE ? R : 1)
 
 /* OTHERS: coefficients of the product of t^2 - p^2 over the other pairs, by powers of
- * t^2; ALL: over all pairs; SCALE: one over the product of POINT's differences */
+ * t^2; ALL: over all pairs; SCALE: for each point one over the product of its
+ * differences */
 #if P == 5
 static const REAL W(POINT)[] = {0.5, 1.5};
 static const REAL W(OTHERS)[][2] = {{-2.25, 1}, {-0.25, 1}};
 static const REAL W(ALL)[] = {0.5625, -2.5, 1};
-static const REAL W(SCALE)[] = {-0.5, 1.0 / 6};
+static const REAL W(SCALE)[] = {-0.5, 0.5, 1.0 / 6, -1.0 / 6, 1};
 #elif P == 6
 static const REAL W(POINT)[] = {0.5, 1.5};
 static const REAL W(OTHERS)[][2] = {{-2.25, 1}, {-0.25, 1}};
 static const REAL W(ALL)[] = {0.5625, -2.5, 1};
-static const REAL W(SCALE)[] = {-1, 1.0 / 9};
+static const REAL W(SCALE)[] = {1 / 0.5625, -1, -1, 1.0 / 9, 1.0 / 9, 1};
+#elif P == 7
+#define SINGLE 2
+static const REAL W(POINT)[] = {0.5, 1};
+static const REAL W(OTHERS)[][2] = {{-1, 1}, {-0.25, 1}};
+static const REAL W(ALL)[] = {0.25, -1.25, 1};
+static const REAL W(SCALE)[] = {
+    -2, 1 / 0.5625, 1 / 0.9375, -1 / 1.5, -1 / 4.5, 1 / 22.5, 1};
 #elif P == 8
 static const REAL W(POINT)[] = {0.5, 1, 2};
 static const REAL W(OTHERS)[][3] = {{4, -5, 1}, {1, -4.25, 1}, {0.25, -1.25, 1}};
 static const REAL W(ALL)[] = {-1, 5.25, -5.25, 1};
-static const REAL W(SCALE)[] = {32.0 / 45, -1 / 4.5, 1.0 / 90};
+static const REAL W(SCALE)[] = {
+    -1, 32.0 / 45, 32.0 / 45, -1 / 4.5, -1 / 4.5, 1.0 / 90, 1.0 / 90, 1};
 #elif P == 10
 static const REAL W(POINT)[] = {0.4, 0.8, 1.25, 2.5};
 static const REAL W(OTHERS)[][4] = {{-6.25, 14.765625, -8.4525, 1},
@@ -44,47 +55,57 @@ static const REAL W(OTHERS)[][4] = {{-6.25, 14.765625, -8.4525, 1},
                                     {-0.64, 5.1024, -7.05, 1},
                                     {-0.16, 1.3524, -2.3625, 1}};
 static const REAL W(ALL)[] = {1, -8.6125, 16.118025, -8.6125, 1};
+#define TWICE(x) (x), (x)
 static const REAL W(SCALE)[] = {
-    -1 / (0.32 * 0.48 * 1.4025 * 6.09), 1 / (1.28 * 0.48 * 0.9225 * 5.61),
-    -1 / (3.125 * 1.4025 * 0.9225 * 4.6875), 1 / (12.5 * 6.09 * 5.61 * 4.6875)};
+    1, TWICE(-1 / (0.32 * 0.48 * 1.4025 * 6.09)),
+    TWICE(1 / (1.28 * 0.48 * 0.9225 * 5.61)),
+    TWICE(-1 / (3.125 * 1.4025 * 0.9225 * 4.6875)),
+    TWICE(1 / (12.5 * 6.09 * 5.61 * 4.6875)), 1};
+#undef TWICE
 #endif
-static const REAL W(ONES)[] = {1, 1, 1, 1};
+static const REAL W(ONES)[] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-/* P values from P pixels: B^T. The highest coefficients are 1. Without the point 0 the
- * differences of -POINT have the other sign, which B^T takes. */
-static inline void W(winograd_in)(VEC *o, const VEC *d)
+/* P values from P pixels: B^T. The highest coefficients are 1. */
+static inline void W(winograd_in)(VEC *o, const VEC *pixels)
 {
-    enum { Z = ZERO_IS_POINT };
-    if (Z)
-        o[0] = d[P - 2];
-    o[P - 1] = d[P - 1];
+#ifdef SINGLE
+    /* all other points have the factor t - SINGLE in common */
+    VEC d[PAIRED];
+    o[P - 2] = pixels[P - 2];
+    UNROLL for (int k = 0; k < PAIRS; k++) o[P - 2] += W(ALL)[k] * pixels[2 * k + 1];
+    UNROLL for (int k = 0; k < PAIRED; k++) d[k] = pixels[k + 1] - SINGLE * pixels[k];
+#else
+    const VEC *d = pixels;
+#endif
+    if (!WITHOUT_0)
+        o[0] = d[PAIRED - 2];
+    o[P - 1] = d[PAIRED - 1];
     UNROLL for (int k = 0; k < PAIRS; k++) {
-        if (Z)
+        if (!WITHOUT_0)
             o[0] += W(ALL)[k] * d[2 * k];
-        o[P - 1] += W(ALL)[k] * d[2 * k + Z];
+        o[P - 1] += W(ALL)[k] * d[2 * k + FROM];
     }
     UNROLL for (int i = 0; i < PAIRS; i++) {
-        VEC high = d[P - 2], low = d[P - 3];
+        VEC high = d[PAIRED - 2], low = d[PAIRED - 3];
         UNROLL for (int k = 0; k < PAIRS - 1; k++) {
-            high += W(OTHERS)[i][k] * d[2 * k + 1 + Z];
-            low += W(OTHERS)[i][k] * d[2 * k + Z];
+            high += W(OTHERS)[i][k] * d[2 * k + 1 + FROM];
+            low += W(OTHERS)[i][k] * d[2 * k + FROM];
         }
-        o[2 * i + Z] = high + W(POINT)[i] * low;
-        o[2 * i + Z + 1] = Z ? high - W(POINT)[i] * low : W(POINT)[i] * low - high;
+        o[2 * i + FROM] = high + W(POINT)[i] * low;
+        o[2 * i + FROM + 1] = high - W(POINT)[i] * low;
     }
 }
 
 /* P values from the first `count` powers of each point, scaled: A and G */
-static inline __attribute__((always_inline)) void W(winograd_spread)(VEC *o, const VEC *d, int count,
-                                      REAL first, const REAL *scale)
+static inline __attribute__((always_inline)) void W(winograd_spread)(
+    VEC *o, const VEC *d, int count, const REAL *scale)
 {
-    enum { Z = ZERO_IS_POINT };
-    if (Z)
-        o[0] = first * d[0];
+    if (!WITHOUT_0)
+        o[0] = scale[0] * d[0];
     UNROLL for (int i = 0; i < PAIRS; i++) {
         const REAL p = W(POINT)[i];
-        REAL power = scale[i];
-        VEC even = power * d[0], odd = power * d[1];
+        REAL power = 1;
+        VEC even = d[0], odd = d[1];
         UNROLL for (int k = 2; k < count; k++) {
             power *= k % 2 == 0 ? p * p : 1;
             if (k % 2 == 0)
@@ -92,53 +113,70 @@ static inline __attribute__((always_inline)) void W(winograd_spread)(VEC *o, con
             else
                 odd += power * d[k];
         }
-        o[2 * i + Z] = even + p * odd;
-        o[2 * i + Z + 1] = even - p * odd;
+        const int at = 2 * i + FROM;
+        o[at] = scale[at] * (even + p * odd);
+        o[at + 1] = scale[at + 1] * (even - p * odd);
     }
+#ifdef SINGLE
+    REAL power = 1;
+    VEC sum = d[0];
+    UNROLL for (int k = 1; k < count; k++) {
+        power *= SINGLE;
+        sum += power * d[k];
+    }
+    o[P - 2] = scale[P - 2] * sum;
+#endif
     o[P - 1] = d[count - 1];
 }
 
 /* Its adjoint, `count` values from P: A^T and G^T */
-static inline __attribute__((always_inline)) void W(winograd_collect)(VEC *o, const VEC *d, int count,
-                                       REAL first, const REAL *scale)
+static inline __attribute__((always_inline)) void W(winograd_collect)(
+    VEC *o, const VEC *d, int count, const REAL *scale)
 {
-    enum { Z = ZERO_IS_POINT };
     UNROLL for (int i = 0; i < PAIRS; i++) {
         const REAL p = W(POINT)[i];
-        const VEC even = d[2 * i + Z] + d[2 * i + Z + 1];
-        const VEC odd = d[2 * i + Z] - d[2 * i + Z + 1];
-        REAL power = scale[i];
+        const int at = 2 * i + FROM;
+        const VEC plus = scale[at] * d[at], minus = scale[at + 1] * d[at + 1];
+        const VEC even = plus + minus, odd = plus - minus;
+        REAL power = 1;
         UNROLL for (int k = 0; k < count; k++) {
             const VEC term = power * (k % 2 == 0 ? even : odd);
             if (i > 0)
                 o[k] += term;
             else if (k == 0)
-                o[k] = Z ? first * d[0] + term : term;
+                o[k] = WITHOUT_0 ? term : scale[0] * d[0] + term;
             else
                 o[k] = k == count - 1 ? d[P - 1] + term : term;
             power *= p;
         }
     }
+#ifdef SINGLE
+    REAL power = scale[P - 2];
+    UNROLL for (int k = 0; k < count; k++) {
+        o[k] += power * d[P - 2];
+        power *= SINGLE;
+    }
+#endif
 }
 
 static inline void W(winograd_out)(VEC *o, const VEC *d)
 {
-    W(winograd_collect)(o, d, M, 1, W(ONES));
+    W(winograd_collect)(o, d, M, W(ONES));
 }
 
 static inline void W(winograd_err)(VEC *o, const VEC *d)
 {
-    W(winograd_spread)(o, d, M, 1, W(ONES));
+    W(winograd_spread)(o, d, M, W(ONES));
 }
 
 static inline void W(winograd_wts)(VEC *o, const VEC *d)
 {
-    W(winograd_spread)(o, d, R, 1 / W(ALL)[0], W(SCALE));
+    W(winograd_spread)(o, d, R, W(SCALE));
 }
 
 static inline void W(winograd_grad)(VEC *o, const VEC *d)
 {
-    W(winograd_collect)(o, d, R, 1 / W(ALL)[0], W(SCALE));
+    W(winograd_collect)(o, d, R, W(SCALE));
 }
 
 /* A transform along one side of a patch, which may have a single row (column). */
@@ -208,11 +246,16 @@ static void W(winograd_output)(void *y_, isize row_step, isize col_step, isize r
                                isize cols, isize channels, const void *values_,
                                isize step, const void *bias, int activation)
 {
+    REAL copy[MY * MX * LANES];
     for (isize c = 0; c < channels; c += LANES) {
-        REAL *y = (REAL *)y_ + c;
         const REAL *values = (const REAL *)values_ + c;
-        isize n = channels - c;
-        VEC add = FN(load)((const REAL *)bias + c);
+        const isize n = channels - c;
+        /* what the image has not all of is stored from a copy: no branch a pixel */
+        const int whole = rows == MY && cols == MX && n >= LANES;
+        const isize down = whole ? row_step : MX * LANES;
+        const isize right = whole ? col_step : LANES;
+        REAL *y = whole ? (REAL *)y_ + c : copy;
+        const VEC add = FN(load)((const REAL *)bias + c);
         VEC half[MY][P], in[P], out[P];
         UNROLL for (int j = 0; j < PX; j++) {
             UNROLL for (int i = 0; i < PY; i++)
@@ -222,19 +265,24 @@ static void W(winograd_output)(void *y_, isize row_step, isize col_step, isize r
             values = FN(at)(values + step);
         }
         UNROLL for (int i = 0; i < MY; i++) {
-            if (i >= rows) break;
             ALONG(WIDE, W(winograd_out), out, half[i]);
-            UNROLL for (int j = 0; j < MX; j++) {
-                if (j >= cols) break;
-                VEC sum = out[j] + add;
-                sum = FN(activated)(sum, activation);
-                if (n >= LANES)
-                    FN(store)(y + j * col_step, sum);
-                else
-                    FN(store_part)(y + j * col_step, sum, n);
-            }
-            y = FN(at)(y + row_step);
+            UNROLL for (int j = 0; j < MX; j++) out[j] += add;
+            if (activation != CNN_LINEAR)
+                UNROLL for (int j = 0; j < MX; j++)
+                    out[j] = FN(activated)(out[j], activation);
+            UNROLL for (int j = 0; j < MX; j++) FN(store)(y + j * right, out[j]);
+            y = FN(at)(y + down);
         }
+        if (whole) continue;
+        for (isize i = 0; i < rows; i++)
+            for (isize j = 0; j < cols; j++) {
+                REAL *to = (REAL *)y_ + c + i * row_step + j * col_step;
+                const VEC pixel = FN(load)(copy + (i * MX + j) * LANES);
+                if (n >= LANES)
+                    FN(store)(to, pixel);
+                else
+                    FN(store_part)(to, pixel, n);
+            }
     }
 }
 
@@ -288,7 +336,10 @@ static const cnn_winograd W(winograd) = {
 #undef ALONG
 #undef M
 #undef PAIRS
-#undef ZERO_IS_POINT
+#undef WITHOUT_0
+#undef FROM
+#undef PAIRED
+#undef SINGLE
 #undef PY
 #undef PX
 #undef MY

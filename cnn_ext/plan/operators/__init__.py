@@ -37,14 +37,14 @@ from cnn_ext.layers import (
 from cnn_ext.plan.fusion import Operation
 from cnn_ext.plan.opaque import opaque
 from cnn_ext.plan.operators.base import Back
-from cnn_ext.plan.operators.convolution import convolution, separable
+from cnn_ext.plan.operators.convolution import chained, convolution, separable
 from cnn_ext.plan.operators.elementwise import activation, add, added, concat
 from cnn_ext.plan.operators.linear import flatten, linear
 from cnn_ext.plan.operators.normalization import batch_norm
 from cnn_ext.plan.operators.pooling import avg_pool, global_avg_pool, max_pool
 from cnn_ext.plan.program import Program, Value
 
-__all__ = ["Back", "added", "write"]
+__all__ = ["Back", "added", "chained", "write"]
 
 _OPERATORS: dict[type, Any] = {
     Add: add,

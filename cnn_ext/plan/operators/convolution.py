@@ -16,7 +16,13 @@ from cnn_ext.plan.operators.elementwise import ENDS, added, stopped
 from cnn_ext.plan.operators.normalization import gain_and_shift, normalized
 from cnn_ext.plan.program import Program, Value
 
-__all__ = ["convolution", "separable"]
+__all__ = ["chained", "convolution", "separable"]
+
+# What a task of a chain reads and writes of its images in one convolution: it stays in
+# a second-level cache. Tasks that a chain has at least, to be shared out. MobileNetV2,
+# 32 images: 42 ms so, 47 layer by layer; 8 images 11.5 and 12.2.
+_CHAIN_BYTES = 3 << 19
+_CHAIN_TASKS = 8
 
 
 _WHAT = ("conv2d", "conv2d + relu", "conv2d + relu6")
@@ -33,7 +39,7 @@ def convolution(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, 
     if op.norm is None:
         y, back = _convolved(p, layer, g, x, weight, bias, keys, end)
         return y, lambda grad_y, wanted: [back(grad_y, wanted[0])]
-    last = _channels_last(g, x)
+    last = _channels_last(g, x.last)
     residual = p.in_order(rest[0], last) if rest else None
     if not _folding_pays(g):
         y, _ = _convolved(p, layer, g, x, weight, bias, keys)
@@ -55,7 +61,22 @@ def _frozen(
     p: Program, op: Operation, g: ConvGeometry, inputs: list[Value], end: int
 ) -> Value:
     """The weights are those of now, the model nobody else's: folded, packed once."""
-    layer, (x, *rest) = op.layer, inputs
+    x, *rest = inputs
+    y = p.value(g.y_shape, p.names[op.layer], last=_channels_last(g, x.last))
+    stored = 0 if rest else end
+    _, weight, bias, _, ready = _link(op, g, stored, x.last, y.last)
+    p.do(_WHAT[stored], _conv.conv2d, g, x, weight, bias, y, stored, ready, writes=(y,))
+    if rest:
+        residual = p.in_order(rest[0], y.last)
+        return added(p, y, residual, p.names[op.norm], end)
+    return y
+
+
+def _link(
+    op: Operation, g: ConvGeometry, end: int, x_last: bool, y_last: bool
+) -> tuple[ConvGeometry, np.ndarray, np.ndarray | None, int, np.ndarray | None]:
+    """One convolution as `_conv.conv2d_chain` takes it, its weights packed."""
+    layer = op.layer
     weight = np.ascontiguousarray(layer.weight.value)
     bias = None if layer.bias is None else layer.bias.value
     if op.norm is not None:
@@ -64,14 +85,51 @@ def _frozen(
         shift = None if norm.bias is None else norm.bias.value
         weight, bias = np.empty_like(weight), np.empty(g.k, weight.dtype)
         _fold(norm, source, offset, gain, shift, weight, bias)
-    y = p.value(g.y_shape, p.names[layer], last=_channels_last(g, x))
-    stored = 0 if rest else end
-    ready = packed(g, weight, bias, x.last, y.last)
-    p.do(_WHAT[stored], _conv.conv2d, g, x, weight, bias, y, stored, ready, writes=(y,))
-    if rest:
-        residual = p.in_order(rest[0], y.last)
-        return added(p, y, residual, p.names[op.norm], end)
+    return g, weight, bias, end, packed(g, weight, bias, x_last, y_last)
+
+
+def chained(p: Program, ops: list[Operation], inputs: list[Value]) -> Value | None:
+    """Frozen convolutions that read one another, some images at a time.
+
+    What is between them never leaves the caches, nor takes the plan's memory. `inputs`
+    may hold a second value, which the last one adds. None where it does not pay.
+    """
+    x, *rest = inputs
+    n, shape = x.shape[0], x.shape[1:]
+    sizes = []
+    for op in ops:
+        sizes.append(op.layer.geometry(shape))
+        shape = sizes[-1].y_shape[1:]
+    some = _images_together(n, sizes, p.dtype.itemsize)
+    lasts = [x.last]
+    for g in sizes:
+        lasts.append(_channels_last(g, lasts[-1]))
+    if not some or not all(lasts[1:]):
+        return None
+    ends = [ENDS[type(op.activation)] for op in ops]
+    stored = [*ends[:-1], 0 if rest else ends[-1]]
+    links = tuple(
+        _link(op, op.layer.geometry(g.x_shape[1:], some), end, *order)
+        for op, g, end, *order in zip(
+            ops, sizes, stored, lasts, lasts[1:], strict=False
+        )
+    )
+    y = p.value((n, *shape), p.names[ops[-1].layer], last=True)
+    residual = p.in_order(rest[0], True) if rest else None
+    p.do(
+        " > ".join(_WHAT[end] for end in ends) + (" + add" if rest else ""),
+        _conv.conv2d_chain, links, x, y, residual, ends[-1], writes=(y,),
+    )  # fmt: skip
     return y
+
+
+def _images_together(n: int, sizes: list[ConvGeometry], itemsize: int) -> int:
+    """How many of n images go through a chain at a time; 0: all, layer by layer."""
+    most = max(g.c * g.h * g.w + g.k * g.out_h * g.out_w for g in sizes) * itemsize
+    if n * most <= _CHAIN_BYTES:
+        return 0
+    limit = min(n // _CHAIN_TASKS, _CHAIN_BYTES // most)
+    return max((k for k in range(1, limit + 1) if n % k == 0), default=0)
 
 
 def _fold(layer, weight, bias, gain, shift, folded_weight, folded_bias) -> None:
@@ -106,12 +164,12 @@ def separable(p: Program, op: Operation, inputs: list[Value]) -> tuple[Value, Ba
     return y, back
 
 
-def _channels_last(g: ConvGeometry, x: Value) -> bool:
+def _channels_last(g: ConvGeometry, x_last: bool) -> bool:
     """The memory order of a convolution's result, and so of what follows it.
 
     With enough maps, vectors over channels are full, however small the maps.
     """
-    return x.last if g.groups > 1 and g.groups == g.c == g.k else g.k >= 16
+    return x_last if g.groups > 1 and g.groups == g.c == g.k else g.k >= 16
 
 
 def _convolved(
@@ -125,7 +183,7 @@ def _convolved(
     end: int = 0,
 ) -> tuple[Value, Callable[[Value, bool], Value | None]]:
     name = p.names[layer]
-    y = p.value(g.y_shape, name, last=_channels_last(g, x))
+    y = p.value(g.y_shape, name, last=_channels_last(g, x.last))
     p.do(_WHAT[end], _conv.conv2d, g, x, weight, bias, y, end, writes=(y,))
 
     def back(grad_y: Value, wanted: bool) -> Value | None:
