@@ -43,7 +43,8 @@ cdef inline const cnn_winograd *filtering(
     """The minimal filtering that pays for this geometry; NULL for the direct sum.
 
     Winograd saves products (1 of 4 stays for 3x3, 4 or 9 of 25 for 5x5, 9 of 25 for 2x2,
-    4 of 9 for 1x3, 2 of 5 for 1x5, 5 of 14 for 1x7, 4 of 7 for 1x2) and pays with transforms of pixels and of weights.
+    4 of 9 for 1x3, 2 of 5 for 1x5, 5 of 14 for 1x7, 4 of 7 for 1x2) and pays with
+    transforms of pixels and of weights.
     It is for dense kernels with stride 1, any dilation, or stride 2, and for float32.
     """
     cdef const cnn_winograd *const *at = kernels.winograd
@@ -94,7 +95,9 @@ cdef inline const cnn_winograd *filtering(
         # patches are rounded up to the rows of tiles. With stride 2 few patches gain
         # less (64->128, 49 patches 0.97 times), and many that read weights from memory
         # more, as V stays in the second-level cache; weights made beforehand are read
-        # for more (128->256, 128 patches 1.2 times).
+        # for more (128->256, 128 patches 1.2 times). Weights too large for the caches
+        # are read again for each few patches (256->256: 288 patches 1.1 times, 144 made
+        # beforehand 1.3 times).
         # Whole numbers: the caller's floating-point state is left alone.
         cost = products + 12 * values // channels
         cost += 12 * values * shares_of(taps) // filters
@@ -124,6 +127,8 @@ cdef inline const cnn_winograd *filtering(
             cost += products * (1 if taps.sy > 1 else 2) // 5 + 64 * points
         else:
             cost += 32 * points
+        if taps.sy > 1 and weights > WEIGHT_BYTES:
+            cost += products // 5
         if cost < least:
             best, least = f, cost
     return best
