@@ -30,6 +30,7 @@ from kernels cimport (
     CNN_LINEAR, CNN_RUNTIME, check, cnn_runtime, isize, kernels_for,
 )
 from passes cimport correlate, prepare, prepared_bytes, weight_gradient
+from tap_sums cimport run_tap_sums, taps_are_summed
 from taps cimport list_taps, make_tables, tap_tables
 from weight_gradient cimport (
     exchange, exchange_pays, gradient_of_weight, join_rows,
@@ -140,6 +141,13 @@ cdef int run_backward_input(
             adjoint_task, &a, a.groups * a.parts, adjoint_space_of(&a).total,
             <double> a.groups * a.filters * a.channels * g.r * g.s
             * grad_y.n * grad_y.h * grad_y.w)
+        free(tables.memory)
+        return failed
+    if (taps_are_summed(g, c.kernels, grad_y.step_c == 1)
+            and not is_filtered(&c)):
+        list_taps(&c.taps, &tables, g, 0, 0, False)
+        failed = run_tap_sums(
+            runtime, c.kernels, g, &c.taps, grad_y, weight, grad_x)
         free(tables.memory)
         return failed
     if g.n > 0 and (
@@ -403,7 +411,9 @@ def algorithms(object sizes, isize itemsize, bint channels_last):
     backward_input = names[choose(runtime, &c)]
     if is_phased_planes(&c, g.stride_h, g.stride_w):
         backward_input = names[DEPTHWISE_PLANES]
-    if few_errors(&g, c.kernels) and not is_filtered(&c):
+    if not is_filtered(&c) and (
+            few_errors(&g, c.kernels)
+            or taps_are_summed(&g, c.kernels, channels_last)):
         backward_input = names[COLUMNS]
     w = gradient_of(&g, &tables, y, x, NULL)
     w.kernels = kernels_for(runtime, itemsize)

@@ -160,6 +160,19 @@ cdef extern from "table.h" nogil:
         isize rows, cols
         void (*run)(const cnn_dot_tile *) noexcept nogil
 
+    cdef enum:
+        CNN_TAPS_NOW
+
+    ctypedef struct cnn_tap_rows:
+        isize taps
+        const isize *down
+        const isize *across
+        const isize *at
+        isize row0, row1, cols, first, end, width, channels, channel_step
+        const void *sums
+        void *to
+        isize to_row, to_channel
+
     ctypedef struct cnn_lines:
         const char *at
         isize left, run, of_run, jump, row, of_row, row_jump
@@ -290,6 +303,7 @@ cdef extern from "table.h" nogil:
             void *, isize, isize, isize, const void *, double, const void *
         ) noexcept nogil
         void (*add_row)(void *, const void *, isize) noexcept nogil
+        void (*tap_rows)(const cnn_tap_rows *) noexcept nogil
         void (*fill_row)(void *, double, isize) noexcept nogil
         void (*mean_rows)(
             void *, isize, const void *, isize, isize, isize, double) noexcept nogil

@@ -233,6 +233,14 @@ CONV_CASES = {
     ),
     "depth multiplier": ConvCase(2, 5, 8, 8, 10, 3, 3, padding=1, groups=5),
     "no images": ConvCase(0, 3, 8, 8, 4, 3, 3, padding=1),
+    "sums of taps": ConvCase(9, 6, 14, 13, 17, 5, 5),
+    "sums of taps, one channel": ConvCase(2, 1, 14, 13, 17, 5, 5),
+    "sums of taps, many channels": ConvCase(2, 19, 10, 9, 33, 5, 5),
+    "sums of taps, strips of rows": ConvCase(1, 3, 61, 8, 25, 5, 5),
+    "sums of taps, strided": ConvCase(2, 5, 21, 11, 25, 9, 5, (2, 3)),
+    "sums of taps, groups and dilation": ConvCase(
+        2, 6, 20, 21, 34, 3, 3, dilation=3, groups=2
+    ),
     "wide enough for minimal filtering": ConvCase(2, 33, 13, 14, 35, 3, 3, padding=1),
     "minimal filtering at 7 points": ConvCase(3, 18, 14, 18, 34, 3, 3, padding=1),
     "minimal filtering at 8 points": ConvCase(3, 17, 18, 35, 33, 3, 3, padding=1),

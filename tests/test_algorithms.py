@@ -37,6 +37,30 @@ def test_each_kind_of_geometry_gets_its_algorithm():
     assert chosen(*few)[0] == "planes"
 
 
+@pytest.mark.parametrize("name", [name for name in CONV_CASES if "sums of" in name])
+def test_few_channels_of_many_taps_sum_their_products(name, kernel_set):
+    case = CONV_CASES[name]
+    g = case.geometry
+    shapes = (g.n, g.c, g.h, g.w), case.weight_shape
+    assert chosen(*shapes, dtype=np.float64, **case.options)[1] == "columns"
+
+
+def test_where_sums_of_taps_pay(kernel_set):
+    def named(*shapes, **options):
+        return chosen(*shapes, **options)[1]
+
+    second = (64, 6, 14, 14), (16, 6, 5, 5)
+    assert named(*second) == "columns"
+    wide = kernel_set == "avx512"
+    assert (named(*second, channels_last=True) == "columns") == wide
+    # as many pixels as sums: few filters do not pay
+    assert named(*second, padding=2) == "planes"
+    # phases would be mostly rounded up
+    assert named((1, 3, 99, 99), (64, 3, 7, 7), stride=5, padding=3) == "planes"
+    # minimal filtering saves more
+    assert named((64, 20, 12, 12), (50, 20, 5, 5)) == "winograd"
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_minimal_filtering_is_for_these_geometries(channels_last):
     def named(shape, weight, **options):

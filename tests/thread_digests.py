@@ -47,6 +47,8 @@ def operators(dtype: str, order: str) -> dict:
     conv("3x3 many weights", (2, 90, 15, 13), (105, 90, 3, 3), padding=1)
     conv("5x5", (3, 18, 25, 27), (33, 18, 5, 5), padding=2)
     conv("few channels", (5, 3, 40, 41), (20, 3, 7, 7), stride=2, padding=3)
+    conv("sums of taps", (5, 3, 40, 41), (25, 3, 7, 7), stride=2, padding=3)
+    conv("sums of taps, many images", (33, 6, 14, 14), (16, 6, 5, 5))
     conv("strided", (3, 21, 29, 31), (37, 21, 3, 3), stride=2, padding=1)
     conv("dilated", (3, 21, 29, 31), (37, 21, 3, 3), dilation=2)
     conv("groups", (3, 24, 29, 31), (36, 8, 3, 3), groups=3, padding=1)

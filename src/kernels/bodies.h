@@ -125,6 +125,7 @@ static const cnn_plane_kernel FN(plane_tiles)[] = {
 #include "grouped.h"
 #include "dots.h"
 #include "depthwise_planes.h"
+#include "tap_rows.h"
 #define ROWS 1
 #define COLS DOT_COLS_1
 #define TILE FN(dot_tile_1)
@@ -344,6 +345,7 @@ static const cnn_kernels FN(kernels) = {
     .scale_row = FN(scale_row),
     .sum_spread = FN(sum_spread),
     .add_row = FN(add_row),
+    .tap_rows = FN(tap_rows),
     .fill_row = FN(fill_row),
     .mean_rows = FN(mean_rows),
 #if defined(__x86_64__) || defined(_M_X64)

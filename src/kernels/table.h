@@ -143,6 +143,21 @@ typedef struct {
     void (*run[2])(const cnn_gradient_tile *);  /* [vectors - 1] */
 } cnn_gradient_kernel;
 
+/* Pixels of rows first <= Y < end += sums of taps that lie in rows [row0, row1). */
+#define CNN_TAPS_NOW 64
+typedef struct {
+    isize taps;               /* at most CNN_TAPS_NOW, down[] rising */
+    const isize *down, *across;   /* the tap's sum for row Y, column q is that of row
+                                     Y - down, column q - across: */
+    const isize *at;          /* of row row0, element at + q */
+    isize row0, row1, cols;   /* sums of one tap; a vector before and behind is readable */
+    isize first, end, width;  /* width: columns of to, whose vectors are whole */
+    isize channels, channel_step;
+    const void *sums;
+    void *to;
+    isize to_row, to_channel;
+} cnn_tap_rows;
+
 /* The outputs that a grouped block makes at most: so many pointers a tap are enough. */
 #define CNN_GROUPED_SOME 14
 /* The filters of a tile of dots at most. */
@@ -399,6 +414,7 @@ typedef struct {
     void (*sum_spread)(void *row, isize step, isize cols, isize count,
                        const void *grad_y, double scale, const void *scales);
     void (*add_row)(void *dst, const void *src, isize count);
+    void (*tap_rows)(const cnn_tap_rows *);
     void (*fill_row)(void *dst, double value, isize count);
     /* dst[i * dst_step] = sum of `cols` elements from src[i * src_row] / divisor */
     void (*mean_rows)(void *dst, isize dst_step, const void *src, isize src_row,
