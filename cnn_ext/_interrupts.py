@@ -15,7 +15,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._previous: Any = None
-        self._holding = self._pending = False
+        self._holding = self._pending = self._raised = False
 
     def __enter__(self) -> Interrupts:
         # Signals only interrupt the main thread; what is no function is not Python's
@@ -34,11 +34,16 @@ class Interrupts:
     def _came(self, number: int, frame: Any) -> None:
         if self._holding:
             self._pending = True
-        else:
-            self._previous(number, frame)
+            return
+        self._raised = True
+        self._previous(number, frame)
+        self._raised = False  # it has returned, and so asks for nothing
 
     def hold(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a function, and only then do what Ctrl-C asks for."""
+        if self._raised:  # and yet here: Python lets no error out of a __del__
+            self._previous(signal.SIGINT, None)
+            self._raised = False
         self._holding = True
         try:
             function(*arguments)

@@ -286,6 +286,28 @@ def test_interruption_never_splits_an_update():
     assert bits(model) == bits(expected)
 
 
+class _Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_a_destructor_swallows_comes_again():
+    batches = 0
+
+    def augment(x, rng):
+        nonlocal batches
+        batches += 1
+        if batches == 3:
+            _Dying()
+        return x
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), bars(), augment=augment)
+    assert batches == 3
+
+
 def test_training_in_another_thread():
     model, expected = small(), small()
     thread = threading.Thread(target=train, args=(model, bars()))
