@@ -27,8 +27,8 @@ cdef inline correlation forward_of(
 
 
 cdef inline int run_forward(
-    const cnn_runtime *runtime, const conv_geometry *g, image x, const char *weight, const char *bias, image y,
-    int activation, char *prepared,
+    const cnn_runtime *runtime, const conv_geometry *g, image x, const char *weight,
+    const char *bias, image y, int activation, char *prepared,
 ) noexcept nogil:
     cdef tap_tables tables
     cdef correlation c
@@ -76,7 +76,9 @@ cdef inline image between_links(const chain *w, int index, char *half) noexcept 
     return i
 
 
-cdef inline image some_images(const image *all, isize first, isize count) noexcept nogil:
+cdef inline image some_images(
+    const image *all, isize first, isize count
+) noexcept nogil:
     cdef image i = all[0]
     i.data += first * i.step_n * i.itemsize
     i.n = count
