@@ -39,6 +39,7 @@ cdef struct tap_sums:
     tile_cut tile
     isize block                         # pixels of a panel
     # made for the run
+    int (*interrupted)() noexcept nogil
     char *panels                        # weights: [group][part][tile][filter][row]
     isize panel_bytes                   # of a part
     isize *phase                        # of each phase of grad_x its first tap; the
@@ -236,6 +237,8 @@ cdef inline void tap_sums_task(void *job, isize task, char *scratch) noexcept no
     part = g.panels + group * g.parts * g.panel_bytes
     n = to.n0
     while n < to.n1:
+        if g.interrupted():
+            return
         where.n0, where.n1 = n, min(n + g.chunk_n, to.n1)
         i = first
         while True:
@@ -345,6 +348,7 @@ cdef inline int run_tap_sums(
     cdef char *memory
     cdef int failed
     g.kernels, g.taps = kernels, taps[0]
+    g.interrupted = runtime.interrupted
     g.grad_y, g.grad_x, g.weight = grad_y, grad_x, weight
     g.groups = sizes.groups
     g.channels, g.filters = sizes.c // g.groups, sizes.k // g.groups
@@ -386,17 +390,22 @@ cdef inline bint taps_are_summed(
     """
     cdef isize itemsize = kernels.itemsize, vector = kernels.lanes * itemsize
     cdef isize channels = g.c // g.groups, filters = g.k // g.groups, taps = g.r * g.s
-    cdef isize pixels = g.n * g.h * g.w
-    cdef isize sums = g.n * g.out_h * g.out_w * g.stride_h * g.stride_w
-    cdef bint wasted = 4 * pixels >= 7 * sums
-    # rows that stay in the caches, phases that are not mostly rounded up
-    if (filters * g.out_w * itemsize > ROW_BYTES
-            or taps * g.out_w * itemsize > ROW_SUMS_BYTES
-            or max(g.stride_h, g.stride_w) > 4):
+    cdef isize pixels, sums
+    cdef bint wasted
+    # rows that stay in the caches, phases that are not mostly rounded up; the first
+    # bounds keep the products from overflowing
+    if (filters > ROW_BYTES or taps > ROW_SUMS_BYTES or g.out_w > ROW_BYTES
+            or max(g.stride_h, g.stride_w) > 4
+            or filters * g.out_w * itemsize > ROW_BYTES
+            or taps * g.out_w * itemsize > ROW_SUMS_BYTES):
         return False
-    if (sums == 0 or channels == 0 or taps < 9 or filters < 8
-            or 10 * pixels < 9 * sums):
+    if channels == 0 or taps < 9 or filters < 8:
         return False
+    pixels = g.n * g.h * g.w
+    sums = g.n * g.out_h * g.out_w * g.stride_h * g.stride_w
+    if sums == 0 or sums - pixels > pixels // 9:
+        return False
+    wasted = 4 * pixels >= 7 * sums
     if channels >= 16:
         return wasted and channels <= 64 and filters >= 32 and (
             vector >= 64 or taps >= 25 and itemsize == 8)
